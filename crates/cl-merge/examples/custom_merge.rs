@@ -1,10 +1,10 @@
-//! A merge method that is not built in: the entry-wise median of task vectors.
+//! A custom merge method: the entry-wise median of task vectors.
 //!
 //! ```sh
 //! cargo run -p cl-merge --example custom_merge -- merged
 //! ```
 //!
-//! Merges two tiny models from the test fixtures with it, using the engine of all methods.
+//! Merges two tiny models from the test fixtures with this method, using the same engine as the built-in methods.
 
 use std::path::{Path, PathBuf};
 
@@ -47,7 +47,7 @@ impl MergeMethod for Median {
     }
 }
 
-/// Merges two models of the fixtures.
+/// Merges two models of the test fixtures.
 fn run(out: &Path) -> Result<Summary, Box<dyn std::error::Error>> {
     let models = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/models");
     let text = "
@@ -71,7 +71,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     Ok(())
 }
 
-/// Of two task vectors the median is the mean.
+/// For two task vectors, the median is the mean.
 #[test]
 fn the_median_of_two_models_is_half_of_their_sum() {
     use cl_checkpoint::{Checkpoint, TensorSource};
@@ -85,7 +85,7 @@ fn the_median_of_two_models_is_half_of_their_sum() {
         let [merged, base, a, b] = [&merged, &base, &a, &b].map(|model| model.load_f32(name).unwrap());
         for i in 0..base.len() {
             let expected = base[i] + 0.25 * ((a[i] - base[i]) + (b[i] - base[i]));
-            // bf16 has 8 bits of mantissa.
+            // bf16 has 8 bits of significand precision.
             assert!((merged[i] - expected).abs() <= expected.abs() / 256.0, "{name}[{i}]: {} {expected}", merged[i]);
         }
     }

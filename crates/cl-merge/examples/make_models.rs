@@ -1,4 +1,4 @@
-//! Writes a random Llama, and models in place of ones fine-tuned from it, for benchmarks.
+//! Writes a random Llama model, and synthetic fine-tuned models of it, for benchmarks.
 //!
 //! `cargo run --release -p cl-merge --example make_models -- DIR 135m|1b COUNT` writes `DIR/base` and `DIR/ft0` …, in bf16.
 //! Weights are random; the fine-tuned models differ by noise of about 0.002, rounded to bf16 like a saved model.
@@ -9,7 +9,7 @@ use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions,
 use cl_merge::Stream;
 use serde_json::json;
 
-/// Sizes of a Llama.
+/// Dimensions of a Llama model.
 struct Size {
     vocab: usize,
     hidden: usize,
@@ -23,7 +23,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
     let arguments: Vec<String> = std::env::args().skip(1).collect();
     let [dir, size, count] = &arguments[..] else { return Err("expected DIR, 135m or 1b, and COUNT".into()) };
     let size = match size.as_str() {
-        // SmolLM2-135M and TinyLlama's shape with Llama 3.2's narrow heads.
+        // The shapes of SmolLM2-135M, and of TinyLlama with Llama 3.2's narrow heads.
         "135m" => Size { vocab: 49_152, hidden: 576, intermediate: 1536, layers: 30, heads: 9, kv_heads: 3 },
         "1b" => Size { vocab: 32_000, hidden: 2048, intermediate: 5632, layers: 22, heads: 32, kv_heads: 4 },
         other => return Err(format!("unknown size `{other}`; 135m or 1b").into()),
@@ -48,7 +48,7 @@ fn write(dir: &Path, size: &Size, model: u64) -> Result<(), cl_checkpoint::Error
         let values: Vec<f32> = match model {
             0 => values.map(|b| offset + b).collect(),
             _ => {
-                // Differences are from the base as it was saved.
+                // Differences are relative to the base as stored in bf16.
                 let base = convert::from_f32(Dtype::BF16, &values.map(|b| offset + b).collect::<Vec<f32>>());
                 let base = convert::to_f32(Dtype::BF16, &base.expect("bf16 is a float")).expect("bf16 is a float");
                 base.into_iter().zip(noise(model, &spec.name, n, 0.002)).map(|(b, d)| b + d).collect()
@@ -98,11 +98,11 @@ fn specs(size: &Size) -> Vec<TensorSpec> {
     tensors.into_iter().map(|(name, shape)| TensorSpec { name, dtype: Dtype::BF16, shape }).collect()
 }
 
-/// Bell-shaped noise of about this standard deviation: the sum of four uniform numbers.
+/// Returns bell-shaped noise with about this standard deviation: the sum of four uniform numbers.
 fn noise(model: u64, tensor: &str, elements: usize, size: f32) -> Vec<f32> {
     let mut random = vec![0; 4 * elements];
     Stream::new(model, tensor, "bench").fill(0, &mut random);
     let uniform = |r: &u16| f32::from(*r) / 65_535.0 - 0.5;
-    // Four of variance 1/12.
+    // Each of the four has a variance of 1/12.
     random.chunks_exact(4).map(|four| four.iter().map(uniform).sum::<f32>() * size * 3f32.sqrt()).collect()
 }

@@ -102,9 +102,10 @@ pub struct MethodsArgs {
 }
 
 impl Command {
-    /// Whether it decomposes matrices: what works entry by entry allocates little, and is not worth a second start.
+    /// Whether the command decomposes matrices. Commands that work entry by entry allocate little memory and do not
+    /// need the restart of [`give_memory_back`].
     ///
-    /// A merge file that is no ordinary file is not looked at, since a pipe can be read only once.
+    /// A merge file that is not a regular file is not read, because a pipe can be read only once.
     pub fn decomposes(&self) -> bool {
         match self {
             Command::Run(args) => {
@@ -120,7 +121,7 @@ impl Command {
 /// Restarts this program once, with glibc's allocator set to return every freed block of 4 MiB or more to the system.
 ///
 /// By default glibc keeps larger and larger blocks, and a merge that decomposes matrices takes two to three times the
-/// memory it needs. Settings of the user are kept. Results do not depend on it.
+/// memory it needs. Settings of the user are kept. Results do not depend on the setting.
 ///
 /// Call it first in `main`: on success it does not return. If it fails, and on systems without glibc, it does nothing.
 pub fn give_memory_back() {
@@ -176,7 +177,7 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
         return dry_run(&file, &options, out);
     }
     let dir = args.out.as_ref().context("--out says where the merged model goes")?;
-    // Before the download, which takes its time.
+    // Checked before the download, which can take long.
     check_output(&file, dir, args.overwrite)?;
     find_models(&mut file, &args.hub.names(interrupt))?;
     let bar = bar();
@@ -197,7 +198,7 @@ fn run_merge(args: &RunArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     Ok(())
 }
 
-/// Finds the models of the hub that a file names, and downloads what is not there.
+/// Locates the hub models that a merge file names, and downloads missing files.
 fn find_models(file: &mut MergeFile, names: &Names) -> Result<()> {
     for named in file.named() {
         if let Located { dir, commit: Some(commit) } = names.locate(&named.pinned, part(&named))? {

@@ -12,7 +12,7 @@ use crate::tensor::{Piece, TensorGroup, Values, is_readable, kernels};
 /// Comparison of one tensor.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct TensorDiff {
-    /// Its name; empty for all tensors together.
+    /// Name of the tensor; empty for all tensors together.
     pub tensor: String,
     /// Number of elements.
     pub elements: usize,
@@ -22,7 +22,7 @@ pub struct TensorDiff {
     pub norm_b: f64,
     /// Norm of the difference.
     pub norm_diff: f64,
-    /// Cosine of the two; 1 where both are zero.
+    /// Cosine similarity of the two; 1 if both are zero.
     pub cosine: f64,
     /// Fraction of elements with opposite signs.
     pub sign_conflict: f64,
@@ -81,7 +81,8 @@ impl Sums {
     }
 }
 
-/// Of two vectors with these squared norms and that inner product; 1 where both are zero, 0 where one is.
+/// Cosine similarity of two vectors, from their squared norms `aa` and `bb` and their inner product `ab`; 1 if both are
+/// zero, 0 if one is.
 pub(crate) fn cosine(aa: f64, bb: f64, ab: f64) -> f64 {
     let product = (aa * bb).sqrt();
     match (aa == 0.0 && bb == 0.0, product > 0.0) {

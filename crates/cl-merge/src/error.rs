@@ -6,14 +6,14 @@ use crate::methods::Undefined;
 use crate::problem::Problem;
 use crate::recipe::error::ConfigError;
 
-/// Why a merge cannot be done. Every message names what is wrong and where, and how to go on where there is a way.
+/// The error type of this crate. Every message says what is wrong and where, and how to proceed if possible.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
-    /// A model or an output directory.
+    /// An error in a model or an output directory.
     #[error(transparent)]
     Checkpoint(#[from] cl_checkpoint::Error),
-    /// A value that is not a number in an input.
+    /// A value of an input is NaN or an infinity.
     #[error(
         "{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless. `--allow-non-finite` copies such tensors where they are not merged"
     )]
@@ -27,7 +27,7 @@ pub enum Error {
         /// NaN or an infinity.
         value: f32,
     },
-    /// A merged value that the output's dtype cannot hold.
+    /// A merged value cannot be represented in the output's dtype.
     #[error(
         "tensor `{tensor}`: merged element {index} is {value}, which {dtype:?} cannot hold; choose a wider dtype or smaller weights"
     )]
@@ -41,17 +41,17 @@ pub enum Error {
         /// Element type of the output.
         dtype: Dtype,
     },
-    /// A method that has no answer for these values.
+    /// A method is not defined for these values.
     #[error("tensor `{tensor}`: {method}: {kind}")]
     Undefined {
         /// The tensor.
         tensor: String,
         /// The method.
         method: &'static str,
-        /// Why, and how to go on.
+        /// The reason, and how to proceed.
         kind: Undefined,
     },
-    /// A configuration file that does not say what can be done.
+    /// A configuration file is invalid.
     #[error("{path}: {source}")]
     Config {
         /// The file.
@@ -59,31 +59,31 @@ pub enum Error {
         /// What is wrong.
         source: ConfigError,
     },
-    /// Everything that stands in the way of a merge, found before the first byte was written.
+    /// All problems of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
     Problems(Vec<Problem>),
-    /// The same of a stage, found only when earlier ones were done.
+    /// All problems of a stage, found only after earlier stages were finished.
     #[error(
         "stage {stage}: {} problem{} found; the result was not written, and the finished stages are kept in {} for the next run:{}",
         problems.len(), if problems.len() == 1 { "" } else { "s" }, kept.display(), list(problems)
     )]
     StageProblems {
-        /// The stage's name; `result` for a last one without a name.
+        /// Name of the stage; `result` for a last stage without a name.
         stage: String,
         /// What is wrong.
         problems: Vec<Problem>,
-        /// The directory of the finished stages.
+        /// Directory of the finished stages.
         kept: PathBuf,
     },
-    /// The work was asked to stop.
+    /// The merge was interrupted.
     #[error("stopped; nothing was written")]
     Interrupted,
-    /// The operating system's answer.
+    /// An error of the operating system.
     #[error("{path}: {}", cl_checkpoint::files::explain(source))]
     Io {
         /// The file or directory.
         path: PathBuf,
-        /// The answer.
+        /// The error.
         source: std::io::Error,
     },
 }

@@ -34,7 +34,7 @@ fn main() -> ExitCode {
     };
     match cl_merge::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
-        // Whoever reads has read enough, as `head` does.
+        // The reader has closed the pipe, for example `head`.
         Err(error) if is_closed_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             tracing::error!("{}", cl_checkpoint::files::with_causes(error.as_ref()));

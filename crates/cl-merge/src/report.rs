@@ -4,14 +4,14 @@ use std::io::Write;
 
 use anyhow::Result;
 
-/// Writes JSON and a line's end.
+/// Writes a value as JSON, followed by a newline.
 pub(crate) fn write_json(out: &mut dyn Write, value: &impl serde::Serialize) -> Result<()> {
     serde_json::to_writer_pretty(&mut *out, value)?;
     writeln!(out)?;
     Ok(())
 }
 
-/// A number of bytes as a person reads it.
+/// Formats a number of bytes in a readable unit.
 pub(crate) fn size(bytes: u64) -> String {
     match bytes {
         0..1_000_000 => format!("{bytes} bytes"),
@@ -20,10 +20,10 @@ pub(crate) fn size(bytes: u64) -> String {
     }
 }
 
-/// Reads a number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
+/// Parses a number of bytes with a unit: B, kB, MB, GB, or KiB, MiB, GiB.
 ///
 /// # Errors
-/// Returns what is wrong, and an example.
+/// Returns a message that says what is wrong, with an example of valid input.
 pub fn bytes(text: &str) -> Result<u64, String> {
     let split = text.find(|c: char| !c.is_ascii_digit() && c != '.').unwrap_or(text.len());
     let (number, unit) = text.split_at(split);

@@ -1,6 +1,6 @@
-//! Model card of an adapter, with the metadata that the Hub reads.
+//! Model card of an adapter, with the metadata that the Hugging Face Hub reads.
 
-/// A card with a title, what was done, and its inputs.
+/// Returns a card with a title, a description of what was done, and the inputs.
 pub(super) fn card(base: Option<&str>, title: &str, done: &str, inputs: &[(String, String)], settings: &str) -> String {
     let quoted = |name: &str| serde_json::to_string(name).unwrap_or_default();
     let base = base.map_or(String::new(), |base| format!("base_model: {}\n", quoted(base)));

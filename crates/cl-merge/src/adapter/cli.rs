@@ -1,4 +1,4 @@
-//! The subcommands for adapters: argument types, and what they do. Results go to `out`, notes too.
+//! The subcommands for adapters: argument types and implementation. Results and notes are written to `out`.
 
 use std::io::Write;
 use std::path::PathBuf;
@@ -240,7 +240,7 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     let adapters = directories(&names, &args.adapters)?;
     let options = CombineOptions {
         method: args.method.clone(),
-        // A result does not depend on where the hub's cache is.
+        // Results must not depend on the location of the Hub's cache.
         names: if adapters == args.adapters {
             Vec::new()
         } else {
@@ -295,12 +295,12 @@ fn run_combine(args: &CombineArgs, interrupt: &Interrupt, out: &mut dyn Write) -
     Ok(())
 }
 
-/// `--lambda`, `--sign` and what `--set` says.
+/// Collects the parameters from `--lambda`, `--sign` and `--set`.
 fn parameters(args: &CombineArgs) -> Result<Parameters> {
     let mut map = Map::new();
     for text in &args.set {
         let (key, value) = text.split_once('=').with_context(|| format!("--set {text}: expected KEY=VALUE"))?;
-        // What is no number or boolean is a word.
+        // Anything that does not parse as a number or boolean is a string.
         let value = serde_json::from_str(value).unwrap_or_else(|_| Value::from(value));
         if map.insert(key.trim().to_owned(), value).is_some() {
             bail!("--set {key}: is given twice");
@@ -330,7 +330,7 @@ fn run_fold(args: &FoldArgs, interrupt: &Interrupt, out: &mut dyn Write) -> Resu
     let adapters = open(&dirs)?;
     let base_dir = names.directory(&args.base, Part::Model)?;
     let base = Checkpoint::open(&base_dir)?;
-    // Before the inputs are hashed, which takes its time.
+    // Check before the inputs are hashed, which takes time.
     check_output(&base, &adapters, &args.out, args.overwrite)?;
     let options = FoldOptions {
         weights: args.weights.clone(),
@@ -535,7 +535,7 @@ fn write_notes(out: &mut dyn Write, notes: &[String]) -> Result<()> {
     Ok(())
 }
 
-/// Directories of adapters.
+/// Resolves adapter names to directories.
 fn directories(names: &Names, adapters: &[PathBuf]) -> Result<Vec<PathBuf>, HubError> {
     adapters.iter().map(|dir| names.directory(dir, Part::Adapter)).collect()
 }

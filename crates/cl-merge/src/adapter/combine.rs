@@ -1,4 +1,4 @@
-//! Combines several adapters into one.
+//! Combination of several adapters into one.
 
 use std::ops::Range;
 use std::path::{Path, PathBuf};
@@ -69,8 +69,7 @@ pub fn combine(dirs: &[PathBuf], out: &Path, options: &CombineOptions) -> Result
     })
 }
 
-/// Adapters in the order of their names, so that the order in which they are given does not change a bit; as they are where a
-/// method goes by order.
+/// Sorts adapters by name, so that the result does not depend on their order, unless the method itself depends on it.
 fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, CombineOptions) {
     let mut options = options.clone();
     let ordered = registry::method(&options.method.replace('-', "_")).is_some_and(|m| m.ordered);
@@ -94,7 +93,7 @@ fn in_order(dirs: &[PathBuf], options: &CombineOptions) -> (Vec<PathBuf>, Combin
     (order.into_iter().map(|i| dirs[i].clone()).collect(), options)
 }
 
-/// Opens the base, and finds what does not fit.
+/// Opens the base and collects the problems.
 fn checked(
     set: &mut Set<'_>,
     options: &CombineOptions,
@@ -134,7 +133,7 @@ fn checked(
     }
 }
 
-/// A table with more rows than the base's: what stands for the new tokens in other adapters is not known.
+/// Reports a table with more rows than the base's: other adapters have no known rows for the new tokens.
 fn grown(set: &Set<'_>, whole: &Whole, base: &Checkpoint) -> Option<Problem> {
     let rows = whole.shape(set, Some(base)).first().copied()?;
     let own = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
@@ -143,7 +142,7 @@ fn grown(set: &Set<'_>, whole: &Whole, base: &Checkpoint) -> Option<Problem> {
     (rows > own).then(|| Problem::new(Place::adapter(name), kind))
 }
 
-/// What all modules are combined from and by.
+/// The inputs and settings of a combination.
 struct Combining<'r> {
     set: &'r Set<'r>,
     options: &'r CombineOptions,
@@ -153,7 +152,7 @@ struct Combining<'r> {
 type Made = (NewModule, ModuleReport);
 type MadeWhole = (NewWhole, WholeReport);
 
-/// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
+/// Number of elements per block of rows. It is constant, so that sums over blocks do not depend on the caller.
 const ROWS_OF: usize = 1 << 17;
 
 impl Combining<'_> {
@@ -181,17 +180,17 @@ impl Combining<'_> {
         }
     }
 
-    /// What is looked at of every tensor beside the factors.
+    /// Returns the rows to combine of every tensor other than the factors.
     fn views(&self) -> Vec<View> {
         self.set.wholes.iter().map(|whole| whole.view(self.set, self.base, true)).collect()
     }
 
-    /// The base under a tensor beside the factors; updates' own biases have none.
+    /// Returns the base of a tensor other than the factors. Updates' own biases have none.
     fn base_of(&self, whole: &Whole) -> Option<&Checkpoint> {
         self.base.filter(|_| !whole.is_update())
     }
 
-    /// That the tensors beside the factors, which are written last, fit into the memory.
+    /// Checks that the tensors other than the factors, which are computed last, fit into the memory limit.
     fn check_whole_memory(&self, views: &[View], workspace: impl Fn(usize) -> usize) -> Result<(), Error> {
         let written: usize = views.iter().map(|v| v.elements() * self.options.dtype.dtype().bitsize() / 8).sum();
         let needs = views.iter().enumerate().map(|(i, view)| 12 * view.elements() + workspace(i));
@@ -202,7 +201,8 @@ impl Combining<'_> {
         Err(Problem::whole(MemoryProblem::BesideFactors { allowed: self.options.memory, needed }).into())
     }
 
-    /// Rounds and measures a tensor beside the factors; `merged` gives some rows of it, from those of the base.
+    /// Computes, rounds and measures a tensor other than the factors; `merged` computes some of its rows from those of
+    /// the base.
     fn encode(
         &self,
         whole: &Whole,
@@ -239,7 +239,7 @@ impl Combining<'_> {
         Ok((new, report))
     }
 
-    /// Makes all modules, large ones first, within the memory; in the order of modules.
+    /// Processes all modules within the memory limit, large ones first; returns the results in the order of modules.
     fn each(
         &self,
         bytes: impl Fn(usize, &Module) -> usize + Sync,
@@ -258,7 +258,7 @@ impl Combining<'_> {
         made.into_iter().map(|(_, made)| made).collect()
     }
 
-    /// What is free beside the program, the updates' factors and the output.
+    /// Returns the memory that is left after the program, the updates' factors and the output.
     fn budget<'n>(&self, needs: impl Iterator<Item = (usize, &'n str)>) -> Result<Budget, Error> {
         let (most, module) = needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""));
         let held = FIXED + self.factor_bytes();
@@ -269,13 +269,13 @@ impl Combining<'_> {
         Err(Problem::whole(MemoryProblem::Modules { allowed, held, module, largest: most }).into())
     }
 
-    /// Bytes of all factors, read and written.
+    /// Returns the size of all factors in bytes, read and written.
     fn factor_bytes(&self) -> usize {
         let factors = |m: &Module| m.total_rank() * (m.shape[0] + m.shape[1]);
         8 * self.set.modules.iter().map(factors).sum::<usize>()
     }
 
-    /// Bytes for a sum in f64: the factors side by side, their decompositions, and what is written.
+    /// Returns the memory for a sum in f64: concatenated factors, their decompositions, and the output.
     fn sum_bytes(&self, module: &Module) -> usize {
         8 * (6 * module.total_rank() * (module.shape[0] + module.shape[1]) + 8 * module.total_rank().pow(2))
     }
@@ -293,7 +293,7 @@ impl Combining<'_> {
         }
     }
 
-    /// A module's updates that count, and their factors.
+    /// Reads a module's updates with nonzero factors, together with their total factors, including the scaling.
     fn loaded(&self, module: &Module, factors: &[f64]) -> Result<Vec<(f64, Update)>, Error> {
         let parts = module.parts.iter().filter(|part| factors[part.member] != 0.0);
         parts.map(|part| Ok((factors[part.member] * part.scaling, self.set.load(part)?))).collect()
@@ -355,18 +355,18 @@ impl Combining<'_> {
         })
     }
 
-    /// Shape as methods see it: rows of tokens are a table of their own.
+    /// Returns the shape that methods see: selected token rows form a table of their own.
     fn shape(&self, whole: &Whole, view: &View) -> Vec<usize> {
         if whole.rows().is_some() { vec![view.rows(), view.columns] } else { whole.shape(self.set, self.base) }
     }
 
-    /// Every member's difference from the base, which may be none.
+    /// Returns every member's difference from the base, which is zero for members that do not change it.
     fn differences<'d>(&'d self, whole: &Whole, view: &'d View) -> Vec<Difference<'d>> {
         let base = self.base_of(whole);
         (0..self.set.members.len()).map(|member| Difference::new(self.set, base, whole, view, member)).collect()
     }
 
-    /// The scaled update of every member, which may be none.
+    /// Returns every member's scaled update, which is zero for members without the module.
     fn updates(&self, module: &Module) -> Result<Vec<Update>, Error> {
         let update = |member: usize| match module.parts.iter().find(|part| part.member == member) {
             Some(part) => Ok(self.set.load(part)?.scaled(part.scaling)),
@@ -375,7 +375,7 @@ impl Combining<'_> {
         (0..self.set.members.len()).map(update).collect()
     }
 
-    /// Rounds and measures.
+    /// Rounds the factors and measures the error.
     fn finish(&self, module: &Module, mut cut: Leading) -> Result<Made, Error> {
         if cut.factors.rank() == 0 {
             cut.factors =
@@ -388,7 +388,7 @@ impl Combining<'_> {
             rank: factors.rank,
             norm: cut.energy.sqrt(),
             energy: share(cut.energy - cut.lost, 1.0),
-            // What is cut off is orthogonal to what is kept, so squares add up.
+            // The truncated part is orthogonal to the kept part, so squared norms add up.
             relative_error: share(cut.lost + factors.changed, 0.0).sqrt(),
         };
         Ok((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report))
@@ -406,7 +406,7 @@ fn group<'g, S: TensorSource>(
     Group { tensor, shape, updates, zero, parallel }
 }
 
-/// All modules as one.
+/// Aggregates the reports of all modules.
 pub(super) fn total(modules: &[ModuleReport]) -> ModuleReport {
     let energy: f64 = modules.iter().map(|m| m.norm * m.norm).sum();
     let weighted = |f: fn(&ModuleReport) -> f64, none: f64| {

@@ -30,7 +30,7 @@ pub struct AdapterDiff {
 /// Comparison of one module.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleDiff {
-    /// Its name; empty for all modules together.
+    /// Name of the module; empty for all modules together.
     pub module: String,
     /// `‖ΔW_a‖`, including the scaling.
     pub norm_a: f64,
@@ -123,7 +123,7 @@ struct Sums {
     bb: f64,
     ab: f64,
     dd: f64,
-    /// Of A and of B.
+    /// Overlaps of A and of B.
     overlaps: [f64; 2],
 }
 
@@ -153,7 +153,7 @@ impl Sums {
 }
 
 fn sums(set: &Set<'_>, module: &Module) -> Result<Sums, Error> {
-    // Without the scaling: of an adapter that is scaled to nothing the factors still span what they span.
+    // Without the scaling: even if the scaling is zero, the factors still span their subspaces.
     let (mut of_member, mut plain) = ([None, None], [None, None]);
     for part in &module.parts {
         let update = set.load(part)?;

@@ -12,17 +12,17 @@ use super::low_rank::{Leading, LowRank, no_svd, times};
 use crate::Error;
 use crate::tensor::Stream;
 
-/// Up to this many rows or columns a decomposition is exact.
+/// Matrices with at most this many rows or columns are decomposed exactly.
 const EXACT: usize = 64;
-/// Directions beside those that are asked for, at least.
+/// Minimum number of directions in addition to the requested ones.
 const OVERSAMPLING: usize = 10;
-/// Where the directions that are followed are more than this share of all of them, finding all at once costs less.
+/// If the subspace would have more than this fraction of all dimensions, a full decomposition is cheaper.
 const MANY: f64 = 0.25;
-/// Power iterations at most.
+/// Maximum number of power iterations.
 const ITERATIONS: usize = 40;
-/// Where they stop: the change of the captured energy, relative.
+/// Tolerance of convergence: relative change of the captured energy.
 const STILL: f64 = 1e-6;
-/// Rows that are turned to f64 at a time.
+/// Number of rows converted to f64 at a time.
 const BLOCK: usize = 64;
 
 /// A matrix of f32 values, row-major.
@@ -31,12 +31,12 @@ pub(super) struct Dense<'a> {
     pub(super) shape: [usize; 2],
 }
 
-/// Bytes that [`truncated_svd`] takes beside the matrix, estimated from above.
+/// Returns an upper bound on the workspace memory of [`truncated_svd`] in bytes, without the matrix.
 pub fn truncated_svd_scratch(shape: [usize; 2], rank: usize) -> usize {
     scratch(shape, rank)
 }
 
-/// Bytes held for a decomposition beside the matrix, estimated from above.
+/// Returns an upper bound on the workspace memory of a decomposition in bytes, without the matrix.
 pub(super) fn scratch(shape: [usize; 2], rank: usize) -> usize {
     let [rows, columns] = shape;
     let sketch = width(shape, rank);
@@ -49,10 +49,10 @@ fn is_many(shape: [usize; 2], sketch: usize) -> bool {
     short > EXACT && sketch as f64 > MANY * short as f64
 }
 
-/// Directions that are followed.
+/// Returns the dimension of the random subspace.
 fn width(shape: [usize; 2], rank: usize) -> usize {
     let short = shape[0].min(shape[1]);
-    // A rank may be any number.
+    // The given rank may exceed the dimensions.
     let rank = rank.min(short);
     if short <= EXACT { short } else { (rank + OVERSAMPLING.max(rank)).min(short) }
 }
@@ -88,10 +88,10 @@ pub fn truncated_svd(values: &[f32], shape: [usize; 2], rank: usize, tensor: &st
 }
 
 impl Dense<'_> {
-    /// The nearest matrix of at most this rank, up to what the iteration leaves.
+    /// Returns the nearest matrix of at most the given rank, up to the error of the iteration.
     ///
     /// # Errors
-    /// [`Error::Undefined`] where the decomposition cannot be computed.
+    /// Returns [`Error::Undefined`] if the decomposition cannot be computed.
     pub(super) fn leading(&self, rank: usize, tensor: &str) -> Result<Leading, Error> {
         let [rows, columns] = self.shape;
         let energy: f64 = self.values.iter().map(|&v| f64::from(v) * f64::from(v)).sum();
@@ -100,7 +100,7 @@ impl Dense<'_> {
             return self.leading_of_all(rank, energy, tensor);
         }
         let (left, right) = if sketch == rows.min(columns) {
-            // All of it: no subspace is to be found.
+            // The full rank is requested, so no subspace is needed.
             let all = Mat::from_fn(rows, columns, |i, j| f64::from(self.values[i * columns + j]));
             if rows <= columns {
                 (Mat::identity(rows, rows), all.transpose().to_owned())
@@ -115,14 +115,14 @@ impl Dense<'_> {
         Ok(Leading { factors: leading.factors, energy, lost: (energy - kept).max(0.0) })
     }
 
-    /// By all eigenvectors of the smaller Gram matrix. Squaring costs singular values below 1e-8 of the largest their digits, which
-    /// f32 values do not have either.
+    /// Decomposes through all eigenvectors of the smaller Gram matrix. Squaring loses singular values below 1e-8 of the
+    /// largest, but these are below the precision of f32 values anyway.
     fn leading_of_all(&self, rank: usize, energy: f64, tensor: &str) -> Result<Leading, Error> {
         let [rows, columns] = self.shape;
         let short = rows.min(columns);
         let eigen = self.gram().self_adjoint_eigen(Side::Lower).map_err(|_| no_svd(tensor))?;
         let rank = rank.min(short);
-        // Eigenvalues come in increasing order.
+        // Eigenvalues are in increasing order.
         let vectors = Mat::from_fn(short, rank, |i, k| eigen.U()[(i, short - 1 - k)]);
         let is_wide = rows <= columns;
         let image = if is_wide { self.transpose_times(vectors.as_ref()) } else { self.times(vectors.as_ref()) };
@@ -136,7 +136,7 @@ impl Dense<'_> {
         Ok(Leading { factors: LowRank { left, right }, energy, lost: (energy - kept).max(0.0) })
     }
 
-    /// `A Aᵀ`, or `Aᵀ A` where that is smaller.
+    /// Computes `A Aᵀ`, or `Aᵀ A` if that is smaller.
     fn gram(&self) -> Mat<f64> {
         let [rows, columns] = self.shape;
         let (short, long) = (rows.min(columns), rows.max(columns));
@@ -149,7 +149,7 @@ impl Dense<'_> {
         out
     }
 
-    /// `Q` and `Aᵀ Q`, with `Q` orthonormal and close to the leading left singular vectors: `A ≈ Q (AᵀQ)ᵀ`.
+    /// Computes `Q` and `Aᵀ Q`, with `Q` orthonormal and close to the leading left singular vectors: `A ≈ Q (AᵀQ)ᵀ`.
     fn range(&self, sketch: usize, rank: usize, tensor: &str) -> Result<(Mat<f64>, Mat<f64>), Error> {
         let mut words = vec![0; self.shape[1] * sketch];
         Stream::new(0, tensor, "sketch").fill(0, &mut words);
@@ -171,7 +171,7 @@ impl Dense<'_> {
         unreachable!("the iteration ends at its limit")
     }
 
-    /// `A x`, `(rows, n)`.
+    /// Computes `A x`, of shape `(rows, n)`.
     fn times(&self, x: MatRef<'_, f64>) -> Mat<f64> {
         let mut out = Mat::zeros(self.shape[0], x.ncols());
         self.blocks(|start, block| {
@@ -180,7 +180,7 @@ impl Dense<'_> {
         out
     }
 
-    /// `Aᵀ x`, `(columns, n)`.
+    /// Computes `Aᵀ x`, of shape `(columns, n)`.
     fn transpose_times(&self, x: MatRef<'_, f64>) -> Mat<f64> {
         let mut out = Mat::zeros(self.shape[1], x.ncols());
         self.blocks(|start, block| {
@@ -190,7 +190,7 @@ impl Dense<'_> {
         out
     }
 
-    /// Calls `f` with some rows after the other, and the number of their first.
+    /// Calls `f` for consecutive blocks of rows, with the index of each block's first row.
     fn blocks(&self, mut f: impl FnMut(usize, MatRef<'_, f64>)) {
         let columns = self.shape[1];
         let mut buffer = vec![0.0f64; BLOCK * columns];
@@ -210,7 +210,7 @@ fn orthonormal(x: &Mat<f64>) -> Mat<f64> {
 mod tests {
     use super::*;
 
-    /// Values that are uniform, plus a few directions that stand out.
+    /// Generates uniform values plus a few dominant directions.
     fn matrix(shape: [usize; 2], strength: f32) -> Vec<f32> {
         let random = |n: usize, key: &str| {
             let mut words = vec![0; n];
@@ -222,7 +222,7 @@ mod tests {
         (0..noise.len()).map(|n| noise[n] + strength * entry(n / shape[1], n % shape[1])).collect()
     }
 
-    /// Also where nothing stands out of the noise, so that no gap helps.
+    /// The result is also accurate if no direction stands out from the noise, so that there is no spectral gap.
     #[test]
     fn the_random_subspace_keeps_as_much_as_an_exact_decomposition() {
         for (shape, strength) in

@@ -1,4 +1,4 @@
-//! Extracts a low-rank adapter from the difference between a fine-tuned model and its base.
+//! Extraction of a low-rank adapter from the difference between a fine-tuned model and its base.
 
 use std::path::Path;
 
@@ -27,8 +27,8 @@ pub struct ExtractOptions {
     pub rank: usize,
     /// Modules by name or name suffix; if empty, all linear layers except the head.
     pub targets: Vec<String>,
-    /// Modules that are stored in full where they differ, such as `norm` or `embed_tokens`: as in PEFT, all whose name
-    /// ends in an entry. They get no factors.
+    /// Modules that are stored in full if they differ, such as `norm` or `embed_tokens`: as in PEFT, all modules whose
+    /// name ends with an entry. They get no factors.
     pub modules_to_save: Vec<String>,
     /// Dtype of the output.
     pub dtype: FloatType,
@@ -61,7 +61,7 @@ impl Default for ExtractOptions {
 /// A tensor that differs but is not part of the adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct Untouched {
-    /// Its name.
+    /// Name of the tensor.
     pub tensor: String,
     /// Norm of the difference.
     pub norm: f64,
@@ -126,12 +126,12 @@ pub fn extract(base: &Path, tuned: &Path, out: &Path, options: &ExtractOptions) 
     Ok(ExtractReport { total: total(&reports), modules: reports, saved, untouched, parameters, notes })
 }
 
-/// A model by its directory.
+/// Returns the place of a model, named by its directory.
 fn of_dir(model: &Checkpoint) -> Place {
     Place::Model(model.dir().display().to_string())
 }
 
-/// Tensors that only one has, or that differ in shape or kind.
+/// Reports tensors that only one model has, or that differ in shape or kind.
 fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<Problem> {
     let mut problems = Vec::new();
     let only = |of: &Checkpoint, other: &Checkpoint| {
@@ -163,7 +163,7 @@ fn shape_problems(base: &Checkpoint, tuned: &Checkpoint) -> Vec<Problem> {
     problems
 }
 
-/// A module to look at.
+/// A module to extract.
 struct Wanted {
     name: String,
     kind: LayerKind,
@@ -195,7 +195,7 @@ fn modules(base: &Checkpoint, targets: &[String], problems: &mut Vec<Problem>) -
     matrices.into_iter().filter(|(m, linear)| wanted(m, *linear)).map(|(m, _)| m).collect()
 }
 
-/// Tensors of the modules that are stored in full.
+/// Returns the tensors of the modules that are stored in full.
 fn saved<'b>(base: &'b Checkpoint, modules_to_save: &[String], problems: &mut Vec<Problem>) -> Vec<&'b str> {
     let tensors = || base.names().into_iter().filter(|tensor| base.info(tensor).is_some_and(|i| is_float(i.dtype)));
     for entry in modules_to_save {
@@ -216,7 +216,7 @@ struct Pair<'p> {
     base: &'p Checkpoint,
     tuned: &'p Checkpoint,
     options: &'p ExtractOptions,
-    /// Tensors that are stored in full where they differ.
+    /// Tensors that are stored in full if they differ.
     saved: Vec<&'p str>,
 }
 
@@ -230,14 +230,14 @@ impl Pair<'_> {
         let of_modules = modules.iter().map(|m| (self.bytes(m), m.name.as_str()));
         let of_saved = self.saved.iter().map(|tensor| (8 * elements(tensor), module_of(tensor)));
         let (most, module) = of_modules.chain(of_saved).max()?;
-        // What is stored in full is kept until it is written.
+        // Tensors stored in full stay in memory until they are written.
         let kept = self.saved.iter().map(elements).sum::<usize>() * self.options.dtype.dtype().bitsize() / 8;
         let (allowed, needed) = (self.options.memory, FIXED + kept + most);
         let short = || Problem::whole(MemoryProblem::Extract { allowed, module: module.to_owned(), needed });
         (needed > allowed).then(short)
     }
 
-    /// None for modules that do not differ.
+    /// Extracts the modules; `None` for modules that do not differ.
     fn extract(&self, modules: &[Wanted]) -> Result<Vec<Option<(NewModule, ModuleReport)>>, Error> {
         let budget = Budget::new(self.options.memory - FIXED);
         let mut jobs: Vec<usize> = (0..modules.len()).collect();
@@ -268,7 +268,7 @@ impl Pair<'_> {
         Ok(Some((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report)))
     }
 
-    /// `tuned − base` in f32.
+    /// Computes `tuned − base` in f32.
     fn difference(&self, tensor: &str) -> Result<Vec<f32>, Error> {
         let (of_base, of_tuned) = (self.base.dir().display().to_string(), self.tuned.dir().display().to_string());
         let info = |c: &Checkpoint| c.info(tensor).expect("both have the same tensors").clone();
@@ -280,7 +280,7 @@ impl Pair<'_> {
         Ok(differences.swap_remove(0))
     }
 
-    /// The tensors that are stored in full, where they differ.
+    /// Returns the tensors that are stored in full, if they differ.
     fn whole(&self) -> Result<Vec<NewWhole>, Error> {
         let found =
             self.saved.iter().map(|tensor| stop_if_asked(&self.options.interrupt).and_then(|()| self.full(tensor)));
@@ -302,7 +302,7 @@ impl Pair<'_> {
         }
     }
 
-    /// Tensors that differ beside these modules.
+    /// Returns the tensors that differ but do not belong to these modules.
     fn untouched(&self, modules: &[Wanted]) -> Result<Vec<Untouched>, Error> {
         let taken = |tensor: &&str| {
             self.saved.contains(tensor) || modules.iter().any(|m| tensor.strip_suffix(".weight") == Some(&m.name))

@@ -14,7 +14,8 @@ use crate::Error;
 use crate::methods::{Sparsify, TaskVectors, merge_tensor};
 use crate::tensor::{TensorGroup, Values};
 
-/// New factors of a module by a method, or side by side without one, and how far they are from `Σ wᵢsᵢBᵢAᵢ`.
+/// Combines a module's factors by a method, or concatenates them without one, and measures the distance from
+/// `Σ wᵢsᵢBᵢAᵢ`.
 pub(super) fn combine(
     set: &Set<'_>,
     module: &Module,
@@ -45,7 +46,7 @@ pub(super) fn combine(
     Ok((NewModule { name: module.name.clone(), kind: module.kind, shape: module.shape, factors }, report))
 }
 
-/// PEFT's `cat`: the scale goes to A.
+/// PEFT's `cat`: concatenates the factors, with the scale applied to A.
 fn side_by_side(module: &Module, updates: &[(f64, Update)]) -> Update {
     let mut whole = Update::zero(module.shape);
     whole.rank = module.total_rank();
@@ -62,12 +63,12 @@ fn side_by_side(module: &Module, updates: &[(f64, Update)]) -> Update {
     whole
 }
 
-/// In an embedding's update A is the left factor.
+/// Whether A is the left factor, as in the update of an embedding.
 fn is_a_left(module: &Module) -> bool {
     module.kind == cl_checkpoint::LayerKind::Embedding
 }
 
-/// Both factors by a method, each as a tensor of its own.
+/// Merges both factors by a method, each as a separate tensor.
 fn merged(set: &Set<'_>, module: &Module, method: &TaskVectors, updates: &[(f64, Update)]) -> Result<Update, Error> {
     let rank = module.parts[0].module.rank();
     let [a_name, b_name] = module.parts[0].module.factors();

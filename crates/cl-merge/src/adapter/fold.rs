@@ -1,4 +1,4 @@
-//! Folds adapters into their base.
+//! Folding of adapters into their base model.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -88,7 +88,7 @@ pub struct Drift {
 /// Drift of one module, or of all modules together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleDrift {
-    /// Its name; empty for all modules together.
+    /// Name of the module; empty for all modules together.
     pub module: String,
     /// Largest difference of an element.
     pub max: f64,
@@ -182,14 +182,15 @@ pub fn fold_with(
     Ok(report)
 }
 
-/// Checks the output's place: see [`OutputDir::check`].
+/// Checks the output path; see [`OutputDir::check`].
 pub(super) fn check_output(base: &Checkpoint, adapters: &[Adapter], out: &Path, overwrite: bool) -> Result<(), Error> {
     let mut inputs: Vec<(&str, &Path)> = adapters.iter().map(|a| ("an adapter", a.dir())).collect();
     inputs.push(("the base model", base.dir()));
     Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
 
-/// DoRA's norms are those of the base plus one adapter whole: neither a part of it nor another one beside it has a meaning.
+/// Reports DoRA adapters that are weighted or folded with others. DoRA normalizes the base plus one complete update, so
+/// it is not defined for part of an update or for several updates.
 pub(super) fn dora_problems(set: &Set<'_>, problems: &mut Vec<Problem>) {
     let Some(dora) = set.members.iter().find(|m| m.adapter.config().use_dora) else { return };
     let mut add = |kind: AdapterProblem| problems.push(Problem::new(Place::adapter(&dora.name), kind));
@@ -204,15 +205,15 @@ pub(super) fn dora_problems(set: &Set<'_>, problems: &mut Vec<Problem>) {
 /// A tensor of the output.
 pub(super) struct Target {
     pub(super) spec: TensorSpec,
-    /// The base's tensor that it is made of.
+    /// Name of the base tensor that it is computed from.
     pub(super) source: String,
-    /// Number of the module that changes it.
+    /// Index in `Set::modules` of the module that changes it.
     pub(super) module: Option<usize>,
-    /// Number of what was trained whole.
+    /// Index in `Set::wholes` of the entry that changes it.
     pub(super) whole: Option<usize>,
 }
 
-/// The adapter that brings tokens of its own, and the number of rows that the tables then have.
+/// Returns the index of the adapter that adds tokens, and the number of rows of the enlarged token tables.
 pub(super) fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> {
     set.wholes.iter().find_map(|whole| {
         let before = base.info(&base_tensor(base, &whole.tensor))?.shape.first().copied()?;
@@ -221,7 +222,7 @@ pub(super) fn grown(base: &Checkpoint, set: &Set<'_>) -> Option<(usize, usize)> 
     })
 }
 
-/// Files that go along, by name; the tokenizer of an adapter that brings tokens takes the place of the base's.
+/// Returns the companion files by name. If an adapter adds tokens, its tokenizer replaces the base's.
 pub(super) fn companions(
     base: &Checkpoint,
     with_tokens: Option<&Adapter>,
@@ -253,7 +254,7 @@ pub(super) fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport)
     for name in names {
         let source = if report.untied { base_tensor(base, name) } else { name.to_owned() };
         let Some(info) = base.info(&source) else { continue };
-        // With `as_one` a head that is stored beside its table is the table, too.
+        // With `as_one`, a head that the base stores in addition to the tied embedding is treated as that embedding.
         let stands_for = if set.as_one { base_tensor(base, name) } else { name.to_owned() };
         let whole = whole(&stands_for);
         let shape = whole.map_or_else(|| info.shape.clone(), |i| set.wholes[i].shape(set, Some(base)));
@@ -269,7 +270,7 @@ pub(super) fn targets(base: &Checkpoint, set: &Set<'_>, report: &mut FoldReport)
     targets
 }
 
-/// Elements of a block of rows. It is fixed, because sums over blocks would otherwise depend on who asks.
+/// Number of elements per block of rows. It is constant, so that sums over blocks do not depend on the caller.
 pub(super) const BLOCK: usize = 1 << 17;
 
 struct Fold<'f> {
@@ -281,22 +282,22 @@ struct Fold<'f> {
     interrupt: &'f Interrupt,
 }
 
-/// A base and what is added to it.
+/// A base model and the adapters to add to it.
 #[derive(Clone, Copy)]
 pub(super) struct Folding<'f> {
     pub(super) base: &'f Checkpoint,
     pub(super) set: &'f Set<'f>,
 }
 
-/// A module's updates, ready to be multiplied.
+/// The updates of one module, prepared for multiplication.
 pub(super) struct Updates {
-    /// In the order of the adapters' names.
+    /// Sorted by the names of the adapters.
     parts: Vec<Scaled>,
-    /// DoRA's magnitude, and for an embedding the norms of columns.
+    /// DoRA's magnitudes, and for an embedding also the column norms.
     dora: Option<(Vec<f64>, Option<Vec<f64>>)>,
 }
 
-/// `factor · left · right`.
+/// A low-rank update `factor · left · right`.
 struct Scaled {
     member: usize,
     factor: f64,
@@ -305,7 +306,7 @@ struct Scaled {
     right: Vec<f64>,
 }
 
-/// Sums over a block, or a module.
+/// Statistics of a block or of a module.
 #[derive(Clone, Copy, Debug, Default)]
 struct Sums {
     rounding: f64,
@@ -357,7 +358,8 @@ fn drift(modules: &[Module], sums: &[(usize, Sums)]) -> Drift {
 }
 
 impl Fold<'_> {
-    /// Writes all tensors, one after another and each on all threads; returns the sums of every module.
+    /// Writes the copied tensors, then the modules with factors, on all threads; returns the statistics of every
+    /// module.
     fn all(&self, targets: &[Target]) -> Result<Vec<(usize, Sums)>, Error> {
         let copied: Vec<&Target> = targets.iter().filter(|t| t.module.is_none() && t.whole.is_none()).collect();
         copied.par_iter().try_for_each(|target| stop_if_asked(self.interrupt).and_then(|()| self.copy(target)))?;
@@ -374,7 +376,7 @@ impl Fold<'_> {
         Ok(sums)
     }
 
-    /// Writes what was trained whole; returns the largest rounding error.
+    /// Writes the tensors that are changed other than by factors; returns the largest rounding error.
     fn wholes(&self, targets: &[Target]) -> Result<f64, Error> {
         let mut rounding = 0.0f64;
         for (target, index) in targets.iter().filter_map(|t| Some((t, t.whole?))) {
@@ -448,7 +450,7 @@ impl Fold<'_> {
         Ok(sums)
     }
 
-    /// Folds one after another, in the order given, and compares.
+    /// Folds the adapters one after another in the given order, and compares the result with folding them at once.
     fn measure_drift(
         &self,
         module: &Module,
@@ -482,7 +484,7 @@ impl Fold<'_> {
 }
 
 impl Folding<'_> {
-    /// Some rows of the base, and of the base with all updates.
+    /// Computes some rows of the base, and the same rows with all updates added.
     pub(super) fn rows(
         &self,
         target: &Target,
@@ -503,7 +505,7 @@ impl Folding<'_> {
         Ok((base, sum))
     }
 
-    /// Some rows of what was trained whole.
+    /// Computes some rows of a tensor that is changed other than by factors.
     pub(super) fn whole_rows(
         &self,
         whole: &Whole,
@@ -538,7 +540,7 @@ impl Folding<'_> {
         Ok(updates)
     }
 
-    /// Norms over all rows of `W + ΔW`, block by block.
+    /// Computes the column norms of `W + ΔW` over all rows, block by block.
     fn column_norms(&self, target: &Target, module: &Module, updates: &Updates) -> Result<Vec<f64>, Error> {
         let columns = module.shape[1];
         let mut squares = vec![0.0; columns];
@@ -552,7 +554,7 @@ impl Folding<'_> {
         Ok(squares.into_iter().map(f64::sqrt).collect())
     }
 
-    /// The base's values of some rows.
+    /// Reads some rows of the base.
     fn base_rows(&self, target: &Target, module: &Module, rows: &std::ops::Range<usize>) -> Result<Vec<f64>, Error> {
         let (columns, dtype) = (module.shape[1], target.spec.dtype);
         let size = dtype.bitsize() / 8;
@@ -572,7 +574,7 @@ impl Folding<'_> {
 }
 
 impl Scaled {
-    /// `out += factor · left[rows] · right`.
+    /// Computes `out += factor · left[rows] · right`.
     fn add(&self, out: &mut [f64], rows: &std::ops::Range<usize>, columns: usize) {
         let left = &self.left[rows.start * self.rank..rows.end * self.rank];
         let left = MatRef::from_row_major_slice(left, rows.len(), self.rank);
@@ -582,13 +584,13 @@ impl Scaled {
     }
 }
 
-/// Ranges of rows that are worked on together.
+/// Splits a matrix into blocks of rows that are processed together.
 pub(super) fn blocks([rows, columns]: [usize; 2]) -> Vec<std::ops::Range<usize>> {
     let length = (BLOCK / columns.max(1)).max(1);
     (0..rows).step_by(length).map(|start| start..rows.min(start + length)).collect()
 }
 
-/// DoRA's `m · v / ‖v‖`: over rows, or over columns whose norms are given.
+/// Computes DoRA's `m · v / ‖v‖` over rows, or over columns if their norms are given.
 fn scale(
     values: &mut [f64],
     columns: usize,
@@ -616,7 +618,7 @@ fn scale(
     Ok(())
 }
 
-/// Appends a value in a dtype, rounded once and to nearest even, and returns what it then is.
+/// Appends a value in a dtype, rounded once to nearest even, and returns the rounded value.
 pub(super) fn store(dtype: Dtype, value: f64, bytes: &mut Vec<u8>) -> f64 {
     match dtype {
         Dtype::F64 => {
@@ -641,8 +643,8 @@ pub(super) fn store(dtype: Dtype, value: f64, bytes: &mut Vec<u8>) -> f64 {
     }
 }
 
-/// Rounds to f32 so that rounding again, to less, gives what one rounding would: towards zero, and the last bit set where
-/// anything was cut off (rounding to odd; Boldo and Melquiond 2008).
+/// Rounds to f32 such that a second rounding, to a narrower dtype, gives the same result as rounding once: towards
+/// zero, with the last bit set if the result is inexact (rounding to odd; Boldo and Melquiond 2008).
 fn to_odd(value: f64) -> f32 {
     let nearest = value as f32;
     let back = f64::from(nearest);
@@ -657,7 +659,8 @@ fn to_odd(value: f64) -> f32 {
 mod tests {
     use super::*;
 
-    /// Half-way between two bf16 values plus or minus less than f32 can hold: rounding twice would go to even.
+    /// Values half-way between two bf16 values, plus or minus less than f32 can represent: rounding twice would go to
+    /// even.
     #[test]
     fn values_are_rounded_once() {
         let half = 1.0 + 1.0 / 256.0;

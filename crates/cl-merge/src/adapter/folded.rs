@@ -1,4 +1,4 @@
-//! A model with an adapter applied, `base + s·B·A`, computed while it is read.
+//! A model with an adapter applied, `base + s·B·A`, computed on the fly while it is read.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ use super::set::{Held, Set};
 use crate::Error;
 use crate::problem::Problem;
 
-/// A base with one adapter folded into it: the same bytes that [`super::fold_with`] writes.
+/// A base with one adapter folded in. It reads as the same bytes that [`super::fold_with`] writes.
 pub(crate) struct Folded {
     base: Arc<Checkpoint>,
     adapter: Arc<Adapter>,
@@ -24,12 +24,12 @@ pub(crate) struct Folded {
     targets: BTreeMap<String, (Target, TensorInfo)>,
     config: Map<String, Value>,
     companions: Vec<PathBuf>,
-    /// What each thread read last: pieces are read one after another, and come of the same block.
+    /// The block that each thread computed last: a thread reads consecutive pieces, which mostly lie in the same block.
     last: Mutex<HashMap<ThreadId, Last>>,
     pub(crate) notes: Vec<String>,
 }
 
-/// A block of rows of a tensor, in the base's dtype.
+/// A computed block of rows of a tensor, in the base's dtype.
 struct Last {
     tensor: String,
     block: usize,
@@ -38,10 +38,11 @@ struct Last {
 }
 
 impl Folded {
-    /// Opens an adapter on a base; only headers are read, and weights that adapters store as mere copies of the base's.
+    /// Opens an adapter on a base. Reads only headers, and those weights that the adapter stores as copies of the
+    /// base's.
     ///
     /// # Errors
-    /// Returns everything that does not fit.
+    /// Returns all incompatibilities.
     pub(crate) fn open(base: Arc<Checkpoint>, dir: &Path) -> Result<Folded, Vec<Problem>> {
         let one = |at: &Path, error| vec![Problem::unopened(at, error)];
         let adapter = Arc::new(Adapter::open(dir).map_err(|error| one(dir, error))?);
@@ -74,30 +75,30 @@ impl Folded {
         Ok(Folded { base, adapter, set, targets, config, companions, last, notes: report.notes })
     }
 
-    /// The adapter.
+    /// Returns the adapter.
     pub(crate) fn adapter(&self) -> &Adapter {
         &self.adapter
     }
 
-    /// config.json, as it is after folding.
+    /// Returns the content of config.json after folding.
     pub(crate) fn config(&self) -> &Map<String, Value> {
         &self.config
     }
 
-    /// Files that go along; the tokenizer of an adapter that brings tokens takes the place of the base's.
+    /// Returns the companion files. If the adapter adds tokens, its tokenizer replaces the base's.
     pub(crate) fn companions(&self) -> &[PathBuf] {
         &self.companions
     }
 
-    /// Bytes that a thread holds for it.
+    /// Returns the memory per thread in bytes.
     pub(crate) fn room(&self) -> usize {
         let columns = self.set.modules.iter().map(|m| m.shape[1]).max().unwrap_or(0);
         let factors = self.set.modules.iter().map(|m| 8 * m.total_rank() * (m.shape[0] + m.shape[1])).max();
-        // Base and sum in f64 and the base's bytes, while a block is computed, and the block that is kept.
+        // While a block is computed: base and sum in f64, the base's bytes, and the cached block.
         4 * 8 * BLOCK.max(columns) + 2 * factors.unwrap_or(0)
     }
 
-    /// Rows of a block, beginning with this one, and its number.
+    /// Returns the number and the rows of the block that contains an element.
     fn block_of(shape: &[usize], element: usize) -> (usize, std::ops::Range<usize>) {
         let columns: usize = shape[1..].iter().product();
         let length = (BLOCK / columns.max(1)).max(1);
@@ -106,7 +107,7 @@ impl Folded {
         (block, block * length..rows.min((block + 1) * length))
     }
 
-    /// A block's bytes, as the base's dtype has them.
+    /// Computes the bytes of a block, in the base's dtype.
     fn compute(&self, target: &Target, block: usize, last: &mut Last) -> Result<(), Error> {
         let folding = Folding { base: &self.base, set: &self.set };
         let (values, columns, start) = if let Some(module) = target.module {
@@ -131,7 +132,7 @@ impl Folded {
         for (i, &value) in values.iter().enumerate() {
             if !store(dtype, value, &mut last.bytes).is_finite() {
                 let (tensor, index) = (target.spec.name.clone(), start * columns + i);
-                // What was kept is no block.
+                // The cached bytes are incomplete.
                 last.block = usize::MAX;
                 return Err(Error::Overflow { tensor, index, value: value as f32, dtype });
             }

@@ -1,4 +1,4 @@
-//! Description of an adapter.
+//! Description of a single adapter.
 
 use std::path::Path;
 
@@ -13,9 +13,9 @@ use crate::Error;
 /// Description of an adapter.
 #[derive(Clone, Debug, Serialize)]
 pub struct AdapterInfo {
-    /// Its directory.
+    /// Directory of the adapter.
     pub path: String,
-    /// `LORA`.
+    /// PEFT's type of the adapter, `LORA`.
     pub kind: String,
     /// Whether it is a DoRA adapter, with a magnitude per row.
     pub dora: bool,
@@ -57,14 +57,14 @@ pub struct BesideInfo {
     /// PEFT's key for it: `modules_to_save`, `bias`, `lora_bias` or `trainable_token_indices`; `not trained` for a copy
     /// of the base's tensor.
     pub kind: &'static str,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
 }
 
 /// One module of an adapter.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct ModuleInfo {
-    /// Its name.
+    /// Name of the module.
     pub module: String,
     /// Whether it is an embedding.
     pub embedding: bool,
@@ -149,7 +149,8 @@ fn beside_info(adapter: &Adapter, beside: &Beside) -> BesideInfo {
     }
 }
 
-/// Of singular values; values that are rounding beside the largest count nothing to speak of.
+/// Returns the effective rank for given singular values. Values at the level of rounding errors contribute next to
+/// nothing.
 fn effective_rank(values: &[f64]) -> f64 {
     let total: f64 = values.iter().sum();
     if total == 0.0 {

@@ -1,7 +1,8 @@
 //! Decomposition of products of two thin matrices, without forming the product.
 //!
-//! With `L = Q₁R₁` and `R = Q₂R₂` (Householder, in f64), the product `L·Rᵀ` has the singular values of the core
-//! `R₁·R₂ᵀ`, whose sides are ranks; `Q₁` and `Q₂` map the core's singular vectors to those of the product.
+//! With `L = Q₁R₁` and `R = Q₂R₂` (Householder, in f64), the product `L·Rᵀ` has the singular values of the small core
+//! matrix `R₁·R₂ᵀ`, whose dimensions are at most the ranks; `Q₁` and `Q₂` map the core's singular vectors to those of
+//! the product.
 
 use cl_checkpoint::{Dtype, LayerKind, convert};
 use faer::dyn_stack::{MemBuffer, MemStack};
@@ -16,26 +17,26 @@ use super::update::Update;
 use crate::Error;
 use crate::methods::Undefined;
 
-/// `ΔW = left · rightᵀ`.
+/// A low-rank matrix `ΔW = left · rightᵀ`.
 pub(super) struct LowRank {
-    /// `(rows, rank)`
+    /// Shape `(rows, rank)`.
     pub(super) left: Mat<f64>,
-    /// `(columns, rank)`
+    /// Shape `(columns, rank)`.
     pub(super) right: Mat<f64>,
 }
 
-/// The leading part of a matrix, and how much it is.
+/// A truncated matrix, with the energy of the whole matrix and of the truncated part.
 pub(super) struct Leading {
-    /// `U√Σ` and `V√Σ`: what is large is large in both factors.
+    /// `U√Σ` and `V√Σ`, so that both factors have the same scale.
     pub(super) factors: LowRank,
-    /// Frobenius norm of the whole, squared.
+    /// Squared Frobenius norm of the whole matrix.
     pub(super) energy: f64,
-    /// That of what was left out.
+    /// Squared Frobenius norm of the truncated part.
     pub(super) lost: f64,
 }
 
 impl LowRank {
-    /// `Σ factor · ΔW`, side by side: no entry is computed.
+    /// Returns `Σ factor · ΔW` by concatenating the factors; no entry of the sum is computed.
     pub(super) fn sum(shape: [usize; 2], parts: &[(f64, &Update)]) -> LowRank {
         let rank = parts.iter().map(|(_, update)| update.rank).sum();
         let (mut left, mut right) = (Mat::zeros(shape[0], rank), Mat::zeros(shape[1], rank));
@@ -52,47 +53,48 @@ impl LowRank {
         LowRank { left, right }
     }
 
-    /// Of one adapter.
+    /// Returns the update of one adapter, multiplied by `factor`.
     pub(super) fn of(factor: f64, update: &Update) -> LowRank {
         LowRank::sum(update.shape, &[(factor, update)])
     }
 
-    /// Of no more than this rank.
+    /// Returns an upper bound on the rank: the number of columns of the factors.
     pub(super) fn rank(&self) -> usize {
         self.left.ncols()
     }
 
-    /// Frobenius norm, squared. Where large parts cancel, what is left is exact to 1e-16 of these.
+    /// Returns the squared Frobenius norm. Where large terms cancel, the result is accurate to 1e-16 relative to these
+    /// terms.
     pub(super) fn energy(&self) -> f64 {
         self.inner(self).max(0.0)
     }
 
-    /// `⟨ΔW, ΔW'⟩`, the sum over products of entries.
+    /// Returns the inner product `⟨ΔW, ΔW'⟩`, the sum over products of entries.
     pub(super) fn inner(&self, other: &LowRank) -> f64 {
         let left = self.left.transpose() * &other.left;
         let right = self.right.transpose() * &other.right;
         (0..left.ncols()).map(|j| (0..left.nrows()).map(|i| left[(i, j)] * right[(i, j)]).sum::<f64>()).sum()
     }
 
-    /// `self − other`.
+    /// Returns `self − other`.
     pub(super) fn minus(&self, other: &LowRank) -> LowRank {
         let left = beside(self.left.as_ref(), (-1.0 * &other.left).as_ref());
         LowRank { left, right: beside(self.right.as_ref(), other.right.as_ref()) }
     }
 
-    /// Singular values, largest first.
+    /// Returns the singular values in decreasing order.
     ///
     /// # Errors
-    /// [`Error::Undefined`] where they cannot be computed.
+    /// Returns [`Error::Undefined`] if they cannot be computed.
     pub(super) fn singular_values(&self, tensor: &str) -> Result<Vec<f64>, Error> {
         let core = self.left.qr().thin_R() * self.right.qr().thin_R().transpose();
         core.singular_values().map_err(|_| no_svd(tensor))
     }
 
-    /// The nearest matrix of at most this rank (Eckart and Young 1936).
+    /// Returns the nearest matrix of at most the given rank (Eckart and Young 1936).
     ///
     /// # Errors
-    /// [`Error::Undefined`] where the decomposition cannot be computed.
+    /// Returns [`Error::Undefined`] if the decomposition cannot be computed.
     pub(super) fn leading(&self, rank: usize, tensor: &str) -> Result<Leading, Error> {
         let (left, right) = (self.left.qr(), self.right.qr());
         let core = left.thin_R() * right.thin_R().transpose();
@@ -108,7 +110,8 @@ impl LowRank {
         Ok(Leading { factors, energy: squares(&values), lost: squares(&values[rank..]) })
     }
 
-    /// An orthonormal basis of what the columns of `x` span. Directions of less than 1e-6 of the largest one are rounding.
+    /// Returns an orthonormal basis of the column space of `x`. Directions below 1e-6 of the largest are treated as
+    /// rounding errors.
     pub(super) fn basis(x: &Mat<f64>, tensor: &str) -> Result<Mat<f64>, Error> {
         let qr = x.qr();
         let svd = qr.thin_R().thin_svd().map_err(|_| no_svd(tensor))?;
@@ -118,10 +121,10 @@ impl LowRank {
         Ok(times(&qr, &svd.U().subcols(0, rank).to_owned()))
     }
 
-    /// PEFT's factors in a dtype, and the squared norm of what rounding changed.
+    /// Converts to PEFT's factors in a dtype, and measures the squared norm of the rounding error.
     ///
     /// # Errors
-    /// Returns [`Error::Overflow`] for values that the dtype cannot hold.
+    /// Returns [`Error::Overflow`] for values outside the range of the dtype.
     pub(super) fn encode(&self, module: &str, kind: LayerKind, dtype: Dtype) -> Result<Encoded, Error> {
         let (left, left_values) = (row_major(&self.left), &self.left);
         let right: Vec<f64> = (0..self.rank()).flat_map(|k| self.right.col_as_slice(k).iter().copied()).collect();
@@ -162,7 +165,8 @@ impl LowRank {
         Ok(Encoded { a, b, rank, changed: self.changed(left_back, right_back) })
     }
 
-    /// Squared norm of the difference from the same factors rounded: `(L − L̂)Rᵀ + L̂(R − R̂)ᵀ`, where nothing large cancels.
+    /// Returns the squared norm of the change from rounding the factors: `(L − L̂)Rᵀ + L̂(R − R̂)ᵀ`, a form without
+    /// cancellation of large terms.
     fn changed(&self, left: Mat<f64>, right: Mat<f64>) -> f64 {
         let (of_left, of_right) = (&self.left - &left, &self.right - &right);
         let none = |x: &Mat<f64>| x.norm_max() == 0.0;
@@ -178,16 +182,16 @@ impl LowRank {
     }
 }
 
-/// Bytes of `lora_A` and `lora_B`.
+/// The encoded bytes of `lora_A` and `lora_B`.
 pub(super) struct Encoded {
     pub(super) a: Vec<u8>,
     pub(super) b: Vec<u8>,
     pub(super) rank: usize,
-    /// Squared norm of what rounding changed.
+    /// Squared norm of the rounding error.
     pub(super) changed: f64,
 }
 
-/// `Q · x` without forming `Q`.
+/// Computes `Q · x` without forming `Q`.
 pub(super) fn times(qr: &Qr<f64>, x: &Mat<f64>) -> Mat<f64> {
     let (basis, coefficients) = (qr.Q_basis(), qr.Q_coeff());
     let mut out = Mat::zeros(basis.nrows(), x.ncols());
@@ -198,7 +202,7 @@ pub(super) fn times(qr: &Qr<f64>, x: &Mat<f64>) -> Mat<f64> {
     out
 }
 
-/// `[x y]`.
+/// Concatenates two matrices horizontally: `[x y]`.
 fn beside(x: MatRef<'_, f64>, y: MatRef<'_, f64>) -> Mat<f64> {
     Mat::from_fn(x.nrows(), x.ncols() + y.ncols(), |i, j| if j < x.ncols() { x[(i, j)] } else { y[(i, j - x.ncols())] })
 }
@@ -207,7 +211,7 @@ fn row_major(x: &Mat<f64>) -> Vec<f64> {
     (0..x.nrows()).flat_map(|i| (0..x.ncols()).map(move |j| x[(i, j)])).collect()
 }
 
-/// The matrix whose columns follow each other.
+/// Converts column-major values to a matrix.
 fn columns_of(values: &[f32], rows: usize, columns: usize) -> Mat<f64> {
     Mat::from_fn(rows, columns, |i, j| values[j * rows + i].into())
 }
@@ -222,7 +226,7 @@ mod tests {
     use super::*;
     use crate::tensor::Stream;
 
-    /// A random update.
+    /// Generates a random update.
     fn update(shape: [usize; 2], rank: usize, seed: u64) -> Update {
         let random = |n: usize, key: &str| {
             let mut words = vec![0; n];
@@ -236,7 +240,7 @@ mod tests {
         &x.left * x.right.transpose()
     }
 
-    /// Error and energy of a cut are those of the singular values of the dense matrix (Eckart and Young).
+    /// The truncation error and energy agree with the singular values of the dense matrix (Eckart and Young).
     #[test]
     fn a_cut_loses_the_smallest_singular_values() {
         for (shape, ranks) in [([30, 20], [4, 3]), ([9, 40], [8, 7]), ([6, 5], [4, 4])] {
@@ -270,7 +274,7 @@ mod tests {
         assert!(rest < 1e-14, "{rest}");
     }
 
-    /// What rounding is said to change is what it changes.
+    /// The reported rounding error is the actual one.
     #[test]
     fn encoded_factors_are_peft_s_with_their_error() {
         for kind in [LayerKind::Linear, LayerKind::Embedding] {

@@ -1,4 +1,4 @@
-//! Selection of the method for adapters, and the merge of one module's dense updates.
+//! Selection of the method for combining adapters, and the merge of one module's dense updates.
 
 use cl_checkpoint::TensorSource;
 use serde_json::Value;
@@ -18,44 +18,44 @@ use crate::recipe::{check, registry, settings};
 use crate::tensor::select::{Trim, trim_models};
 use crate::tensor::{TensorGroup, Values};
 
-/// What is computed of a module's updates.
+/// How the updates of a module are combined.
 pub(super) enum Recipe {
-    /// `Σ factor · ΔW`, which is low-rank as it is.
+    /// The sum `Σ factor · ΔW`, which is itself low-rank.
     Sum {
-        /// One for each member.
+        /// One factor per member.
         factors: Vec<f64>,
     },
     /// A method over dense updates.
     Dense(Box<Method>),
-    /// PEFT's way, A and B apart.
+    /// PEFT's way: A and B are merged separately.
     Factors {
-        /// None for `cat`.
+        /// `None` for `cat`.
         method: Option<TaskVectors>,
     },
 }
 
-/// A method of the registry with all its settings.
+/// A method of the registry with its resolved settings.
 pub(super) struct Method {
     info: &'static MethodInfo,
     config: MergeConfig,
-    /// Trims over all modules, per module and model, where the method trims the whole adapter at once.
+    /// Trims over the whole adapter, per module and model, if the method trims at that scope.
     trims: Option<Vec<Vec<Trim>>>,
 }
 
-/// Settings as they hold, and what is computed.
+/// Resolved settings and the computation they select.
 pub(super) struct Resolved {
     pub(super) method: String,
     pub(super) parameters: Parameters,
     pub(super) recipe: Recipe,
 }
 
-/// Names of everything that can be asked for.
+/// Returns the names of all methods for adapters.
 pub(super) fn method_names() -> Vec<&'static str> {
     let of_registry = METHODS.iter().filter(|m| m.for_updates).map(|m| m.name);
     ["cat", "magnitude_prune"].into_iter().chain(of_registry).collect()
 }
 
-/// The method of these options; what is wrong with it goes to `problems`.
+/// Selects the method for these options; problems are added to `problems`.
 pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Vec<Problem>) -> Option<Resolved> {
     let method = options.method.replace('-', "_");
     if registry::method(&method).is_some_and(|info| !info.for_updates) {
@@ -100,7 +100,7 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
         Space::Delta if info.name == "task_arithmetic" => Recipe::Sum { factors: sum_factors(set, &resolved) },
         Space::Delta => {
             let method = Method { info, config, trims: None };
-            // What parameters forbid is said here, before the work.
+            // Report invalid parameters now, before the work starts.
             let first = set.modules.first()?;
             problems.extend(method.build(&first.tensor()).err().map(Problem::whole));
             Recipe::Dense(Box::new(method))
@@ -109,7 +109,7 @@ pub(super) fn resolve(set: &Set<'_>, options: &CombineOptions, problems: &mut Ve
     Some(Resolved { method, parameters: resolved, recipe })
 }
 
-/// The given parameters, with what the method's name means for adapters.
+/// Returns the given parameters, including those implied by the method's name.
 fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<Problem>) -> Parameters {
     let mut parameters = options.parameters.clone();
     for density in options.density.iter().copied().chain(number(&parameters.density)) {
@@ -146,7 +146,7 @@ fn parameters(method: &str, options: &CombineOptions, problems: &mut Vec<Problem
 /// PEFT's methods on factors.
 const FACTOR_METHODS: [&str; 6] = ["linear", "cat", "ties", "dare_linear", "dare_ties", "magnitude_prune"];
 
-/// What cannot be set where everything is as in PEFT.
+/// Reports options that cannot be set if factors are merged as in PEFT.
 fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<Problem>) {
     if options.rank.is_some() {
         problems.push(Problem::whole(AdapterProblem::FactorRank));
@@ -155,7 +155,7 @@ fn factor_problems(method: &str, options: &CombineOptions, problems: &mut Vec<Pr
         let kind = AdapterProblem::FactorMethod { method: method.to_owned(), known: &FACTOR_METHODS };
         problems.push(Problem::whole(kind));
     }
-    // Each factor is trimmed by itself in PEFT: to say so is no mistake.
+    // PEFT trims each factor separately, so setting `trim = "tensor"` explicitly is accepted.
     let by_tensor = options.parameters.trim == Some(Trimmed::Tensor);
     let settable = |name: &str| matches!(name, "density" | "election") || (name == "trim" && by_tensor);
     let names = options.parameters.names();
@@ -170,7 +170,7 @@ fn number(parameter: &Option<Parameter>) -> Option<f64> {
     }
 }
 
-/// The merge file that says the same of models.
+/// Returns the equivalent merge file, with the adapters as models.
 fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, parameters: Parameters) -> MergeConfig {
     let weighs = info.parameters.contains(&"weight");
     let models = set.members.iter().enumerate().map(|(i, member)| {
@@ -204,7 +204,7 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
     }
 }
 
-/// What each member's update is multiplied by in a plain sum.
+/// Returns the factor of each member's update in a plain sum.
 fn sum_factors(set: &Set<'_>, resolved: &Parameters) -> Vec<f64> {
     let total: f64 = set.members.iter().map(|m| m.weight).sum();
     let divisor = match resolved.divisor {
@@ -212,13 +212,13 @@ fn sum_factors(set: &Set<'_>, resolved: &Parameters) -> Vec<f64> {
         Some(Divisor::Count) => set.members.len() as f64,
         Some(Divisor::None) | None => 1.0,
     };
-    // As in the merging of models: what vanishes is not divided by.
+    // As in merges of models, a vanishing divisor is replaced by one.
     let divisor = if divisor.abs() < 1e-8 { 1.0 } else { divisor };
     let lambda = number(&resolved.lambda).unwrap_or(1.0);
     set.members.iter().map(|m| lambda * m.weight / divisor).collect()
 }
 
-/// PEFT's definition of a method on A and B apart.
+/// Returns PEFT's definition of a method on A and B separately.
 fn factor_recipe(
     method: &str,
     set: &Set<'_>,
@@ -226,7 +226,7 @@ fn factor_recipe(
     resolved: &Parameters,
     problems: &mut Vec<Problem>,
 ) -> Option<Recipe> {
-    // As PEFT does: one adapter is only weighted.
+    // As in PEFT, a single adapter is only weighted.
     let method = if set.members.len() == 1 { "linear" } else { method };
     if method == "cat" {
         return Some(Recipe::Factors { method: None });
@@ -249,7 +249,7 @@ fn factor_recipe(
             let gamma = vec![0.0; density.len()];
             (Sparsify::Outliers { density, gamma }, (None, Divisor::None))
         }
-        // Another one was said to be a problem before.
+        // Other methods have already been reported as problems.
         _ => return None,
     };
     problems.extend(set.modules.iter().find_map(|module| mixed_ranks(set, module)));
@@ -266,7 +266,7 @@ fn factor_recipe(
     })
 }
 
-/// Why the factors of a module cannot be merged apart, if so.
+/// Returns the problem if the factors of a module have different ranks and cannot be merged separately.
 fn mixed_ranks(set: &Set<'_>, module: &Module) -> Option<Problem> {
     let rank = module.parts[0].module.rank();
     let other = module.parts.iter().find(|part| part.module.rank() != rank)?;
@@ -290,7 +290,7 @@ impl Method {
         scopes.build(self.info)
     }
 
-    /// Looks at all modules together, where the method trims over the whole adapter.
+    /// Computes the trimming over all modules, if the method trims over the whole adapter.
     pub(super) fn prepare(&mut self, all: &[Group<'_>]) -> Result<(), Error> {
         let scopes = Scopes {
             shared: vec![&self.config.method.parameters],
@@ -311,30 +311,32 @@ impl Method {
         Ok(())
     }
 
-    /// The members' updates of a module as a merge takes them, on a base of zeros.
+    /// Returns the members' updates of a module as task vectors on a base of zeros.
     fn group<'g>(&'g self, group: &Group<'g>) -> TensorGroup<'g> {
         let values = |name, update| Values::from_source(name, update, "", cl_checkpoint::Dtype::F32);
         let members = self.config.models.iter().zip(&group.updates);
         let models = members.map(|(member, update)| values(member.model.as_str(), *update)).collect();
-        // To some methods a base is one more input.
+        // Methods that treat the base as one more input get no base.
         let base = (self.info.base != Base::Input).then(|| values("zero", group.zero));
         TensorGroup { parallel: group.parallel, ..TensorGroup::new(group.tensor, group.shape, base, models) }
     }
 
-    /// Bytes that a merge holds beside the updates' factors: the result, and what the method takes.
+    /// Returns the workspace memory of a merge, without the factors of the updates: the result, and the method's own
+    /// memory.
     pub(super) fn workspace(&self, group: &Group<'_>) -> usize {
         let elements: usize = group.shape.iter().product();
         let of_method = self.build(group.tensor).map_or(0, |method| method.workspace(&self.group(group)));
         8 * elements + of_method + (1 << 20)
     }
 
-    /// Bytes of all updates' entries.
+    /// Returns the size of all members' dense updates in bytes.
     pub(super) fn dense_bytes(&self, module: &Module) -> usize {
         4 * module.elements() * self.config.models.len()
     }
 
-    /// The merged update of a module, `[rows, columns]`. Where they are given, `dense` are the updates' entries; else these are
-    /// computed whenever they are read; their bits are the same. `index` is the group's place among those prepared.
+    /// Merges the updates of a module; the result is `[rows, columns]`. `dense` are the dense updates; if it is empty,
+    /// their entries are computed on each read, with the same bits. `index` is the position of the group in
+    /// [`Method::prepare`].
     pub(super) fn merge(&self, index: usize, group: &Group<'_>, dense: &[Vec<f32>]) -> Result<Vec<f32>, Error> {
         let method = self.build(group.tensor).map_err(Problem::whole)?;
         let mut of = self.group(group);
@@ -347,12 +349,12 @@ impl Method {
     }
 }
 
-/// What all members do to one tensor, as sources of f32 values, one each.
+/// The updates of one tensor, one source of f32 values per member.
 pub(super) struct Group<'g> {
     pub(super) tensor: &'g str,
     pub(super) shape: &'g [usize],
     pub(super) updates: Vec<&'g dyn TensorSource>,
     pub(super) zero: &'g dyn TensorSource,
-    /// Whether all threads work on it together.
+    /// Whether all threads work on this tensor together.
     pub(super) parallel: bool,
 }

@@ -57,8 +57,8 @@ pub struct CombineOptions {
 }
 
 impl Space {
-    /// The space in which the paper's code applied a method: PEFT's `ties` and `dare_ties` use A and B, sums use whole
-    /// models.
+    /// Returns the space in which the paper's code applied a method: PEFT's `ties` and `dare_ties` use A and B, sums
+    /// use whole models.
     pub fn of_paper(method: &str) -> Space {
         match method.replace('-', "_").as_str() {
             "ties" | "dare_ties" => Space::Factors,

@@ -1,4 +1,4 @@
-//! Writes new factors as a PEFT directory.
+//! Writes combined or extracted adapters as PEFT directories.
 
 use std::collections::BTreeMap;
 use std::path::Path;
@@ -15,7 +15,7 @@ use super::set::{HEAD, Set, Whole, WholePart};
 use super::whole::View;
 use crate::Error;
 
-/// New factors of a module; their scaling is one.
+/// The new factors of one module, with a scaling of one.
 pub(super) struct NewModule {
     pub(super) name: String,
     pub(super) kind: LayerKind,
@@ -23,16 +23,16 @@ pub(super) struct NewModule {
     pub(super) factors: Encoded,
 }
 
-/// A tensor beside the factors.
+/// A tensor of the output other than the factors.
 pub(super) struct NewWhole {
-    /// Its name in the base.
+    /// Name of the tensor in the base model.
     tensor: String,
     kind: NewKind,
     pub(super) shape: Vec<usize>,
     bytes: Vec<u8>,
 }
 
-/// How PEFT stores it.
+/// How PEFT stores a [`NewWhole`].
 #[derive(PartialEq)]
 enum NewKind {
     Saved,
@@ -64,22 +64,22 @@ impl NewWhole {
         NewWhole { tensor: whole.tensor.clone(), kind, shape, bytes }
     }
 
-    /// A tensor of a fine-tuned model, stored in full.
+    /// Creates an entry for a tensor of a fine-tuned model that is stored in full.
     pub(super) fn saved(tensor: String, shape: Vec<usize>, bytes: Vec<u8>) -> NewWhole {
         NewWhole { tensor, kind: NewKind::Saved, shape, bytes }
     }
 
-    /// Its name in the base.
+    /// Returns the name of the tensor in the base model.
     pub(super) fn tensor(&self) -> &str {
         &self.tensor
     }
 
-    /// Name of its module in the base.
+    /// Returns the name of the tensor's module in the base model.
     fn module(&self) -> &str {
         self.tensor.rsplit_once('.').map_or(&self.tensor, |(module, _)| module)
     }
 
-    /// Its name in PEFT's file.
+    /// Returns the name of the tensor in PEFT's weight file.
     fn name(&self, adapted: &[String]) -> String {
         let module = self.module();
         let own = match &self.kind {
@@ -93,19 +93,19 @@ impl NewWhole {
     }
 }
 
-/// What a directory is to say beside its factors.
+/// The metadata of the output directory.
 pub(super) struct About {
     pub(super) base_model: Option<String>,
     pub(super) task_type: Option<String>,
     pub(super) targets: Vec<String>,
-    /// Whether a table among the tensors is the head's, too.
+    /// Whether a stored embedding also serves as the head (tied embeddings).
     pub(super) as_one: bool,
     pub(super) dtype: Dtype,
     pub(super) manifest: Manifest,
     pub(super) card: String,
 }
 
-/// Writes the directory, whole or not at all.
+/// Writes the adapter directory atomically.
 pub(super) fn write(
     out: &Path,
     modules: Vec<NewModule>,
@@ -141,7 +141,7 @@ pub(super) fn write(
     Ok(write_adapter_with_files(out, &config, &tensors, &files, about.manifest, overwrite)?)
 }
 
-/// Zeros for modules without a bias of their own: with `lora_bias` PEFT gives one to each.
+/// Returns zero biases for the modules without a bias: with `lora_bias`, PEFT gives every module one.
 fn missing_biases(modules: &[NewModule], wholes: &[NewWhole], dtype: Dtype) -> Vec<NewWhole> {
     let has = |module: &str| wholes.iter().any(|w| w.kind == NewKind::UpdateBias && w.module() == module);
     if !wholes.iter().any(|w| w.kind == NewKind::UpdateBias) {
@@ -156,7 +156,7 @@ fn missing_biases(modules: &[NewModule], wholes: &[NewWhole], dtype: Dtype) -> V
     modules.iter().filter(|m| !has(&m.name)).map(zeros).collect()
 }
 
-/// PEFT's keys for what is beside the factors.
+/// Sets PEFT's configuration keys for the tensors other than the factors.
 fn name_wholes(config: &mut AdapterConfig, wholes: &[NewWhole], adapted: &[String], as_one: bool) {
     let of = |kind: &NewKind| wholes.iter().filter(|w| w.kind == *kind).map(NewWhole::module).collect::<Vec<&str>>();
     let mut saved: Vec<String> = of(&NewKind::Saved).into_iter().map(str::to_owned).collect();
@@ -179,7 +179,7 @@ fn name_wholes(config: &mut AdapterConfig, wholes: &[NewWhole], adapted: &[Strin
         _ => None,
     });
     let rows: serde_json::Map<String, Value> = rows.collect();
-    // A list is for the embedding.
+    // A plain list of token ids applies to the embedding.
     match rows.get("embed_tokens") {
         Some(ids) if rows.len() == 1 => set("trainable_token_indices", ids.clone()),
         _ if rows.is_empty() => None,
@@ -187,7 +187,7 @@ fn name_wholes(config: &mut AdapterConfig, wholes: &[NewWhole], adapted: &[Strin
     };
 }
 
-/// A config that gives every module its rank and a scaling of one.
+/// Returns a config that gives every module its rank and a scaling of one.
 fn config(modules: &[NewModule], about: &About) -> AdapterConfig {
     let r = most_common_rank(modules);
     let other: Vec<&NewModule> = modules.iter().filter(|m| m.factors.rank != r).collect();
@@ -202,8 +202,8 @@ fn config(modules: &[NewModule], about: &About) -> AdapterConfig {
         alpha_pattern: other.iter().map(|m| (key(&m.name), m.factors.rank as f64)).collect(),
         ..AdapterConfig::default()
     };
-    // Plain names are understood by every version of PEFT. As expressions they match the end of a name too, which another
-    // module's name may have; then they are anchored, which PEFT understands since 0.14.
+    // Plain names work in every version of PEFT. As regular expressions, however, they match the end of a name, so a
+    // plain name may also match another module. In that case the patterns are anchored, which PEFT supports since 0.14.
     let plain = with_keys(&str::to_owned);
     let exact = modules.iter().all(|m| plain.rank(&m.name) == m.factors.rank && plain.scaling(&m.name) == 1.0);
     if exact { plain } else { with_keys(&|name| format!("^{}", escaped(name))) }
@@ -215,13 +215,13 @@ fn most_common_rank(modules: &[NewModule]) -> usize {
     count.into_iter().max_by_key(|(rank, count)| (*count, *rank)).map_or(1, |(rank, _)| rank)
 }
 
-/// A name as an expression that matches it alone.
+/// Escapes a name, for use as a regular expression that matches it literally.
 fn escaped(name: &str) -> String {
     name.chars().map(|c| if c.is_ascii_alphanumeric() || c == '_' { c.to_string() } else { format!("\\{c}") }).collect()
 }
 
-/// What `target_modules` says, so that PEFT adapts these modules and no others: the list on which all adapters agree, last
-/// parts of names where the base is known and has no other module of such a name, or else whole names.
+/// Returns `target_modules` such that PEFT adapts exactly these modules: the list that all adapters share, or else the
+/// last parts of the names if the base is known and has no other module with such a name, or else the full names.
 pub(super) fn targets(set: &Set<'_>, base: Option<&Checkpoint>) -> Vec<String> {
     let names: Vec<&str> = set.modules.iter().map(|m| m.name.as_str()).collect();
     agreed(set).unwrap_or_else(|| shortest(&names, base))
@@ -246,9 +246,10 @@ fn agreed(set: &Set<'_>) -> Option<Vec<String>> {
     (same && set.modules.iter().all(|m| matches(&m.name))).then_some(first)
 }
 
-/// Last parts of names where the base is known and has no other module of these, else whole names.
+/// Returns the last parts of the names if the base is known and has no other module with such a name, or else the full
+/// names.
 pub(super) fn shortest(names: &[&str], base: Option<&Checkpoint>) -> Vec<String> {
-    // Without a base any other module may be there.
+    // Without the base, any other module could exist.
     let Some(base) = base else { return target_names(names, names) };
     let modules = base.names().into_iter().filter_map(|n| n.strip_suffix(".weight"));
     target_names(names, &modules.filter(|n| !names.contains(n)).collect::<Vec<_>>())

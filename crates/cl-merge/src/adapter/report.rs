@@ -5,16 +5,16 @@ use super::options::Space;
 /// Result for one module, or for all modules together.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct ModuleReport {
-    /// Its name; empty for all modules together.
+    /// Name of the module; empty for all modules together.
     pub module: String,
     /// Rank of the output.
     pub rank: usize,
     /// `‖ΔW‖` before truncation and rounding.
     pub norm: f64,
-    /// `‖kept‖² / ‖ΔW‖²`; 1 if the update is zero. With factors, the energy of the written update relative to that of
-    /// the weighted sum `Σ wᵢΔWᵢ`.
+    /// `‖kept‖² / ‖ΔW‖²`; 1 if the update is zero. In the space of factors, the energy of the written update relative
+    /// to that of the weighted sum `Σ wᵢΔWᵢ`.
     pub energy: f64,
-    /// `‖ΔW − written‖ / ‖ΔW‖`, including rounding. With factors, the distance from the weighted sum.
+    /// `‖ΔW − written‖ / ‖ΔW‖`, including rounding. In the space of factors, the distance from the weighted sum.
     pub relative_error: f64,
 }
 
@@ -42,9 +42,9 @@ pub struct CombineReport {
 /// A combined tensor that is not a factor.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub struct WholeReport {
-    /// Its name in the base.
+    /// Name of the tensor in the base.
     pub tensor: String,
-    /// Its shape.
+    /// Shape of the tensor.
     pub shape: Vec<usize>,
     /// Norm of the difference from the base's values; for the bias of an update, its norm.
     pub norm: f64,

@@ -1,4 +1,4 @@
-//! Several opened adapters: their modules, and whether they are compatible.
+//! Several opened adapters, their modules, and checks of their compatibility.
 
 use std::collections::BTreeMap;
 use std::ops::Deref;
@@ -28,26 +28,26 @@ pub fn open(dirs: &[PathBuf]) -> Result<Vec<Adapter>, Error> {
     if problems.is_empty() { Ok(adapters) } else { Err(Error::Problems(problems)) }
 }
 
-/// A tensor of the base that at least one adapter changes.
+/// A tensor of the base that at least one adapter changes other than by factors.
 pub(super) struct Whole {
-    /// Its name in a model.
+    /// Name of the tensor in the model.
     pub(super) tensor: String,
-    /// Those who change it, in the order of members.
+    /// The adapters that change it, in the order of members.
     pub(super) parts: Vec<WholePart>,
 }
 
-/// What one adapter has of it.
+/// The contribution of one adapter to a [`Whole`].
 #[derive(Clone, Debug)]
 pub(super) struct WholePart {
     pub(super) member: usize,
     /// Name in the adapter's file.
     pub(super) name: String,
     pub(super) kind: BesideKind,
-    /// What an update's own bias is multiplied by.
+    /// Factor applied to an update's own bias (`lora_bias`).
     pub(super) scaling: f64,
 }
 
-/// An adapter of the caller's, or one that is kept.
+/// An adapter, borrowed from the caller or shared.
 pub(super) enum Held<'a> {
     Borrowed(&'a Adapter),
     Kept(Arc<Adapter>),
@@ -64,27 +64,27 @@ impl Deref for Held<'_> {
     }
 }
 
-/// An adapter and how much of it is taken.
+/// An adapter and its weight.
 pub(super) struct Member<'a> {
     pub(super) adapter: Held<'a>,
-    /// Its directory as written, which names it in messages.
+    /// Directory as given, used in messages.
     pub(super) name: String,
-    /// What keys its random masks: its directory as written, unless it is given a name.
+    /// Key of its random masks: the directory as given, unless a name is set.
     pub(super) key: String,
     pub(super) weight: f64,
 }
 
-/// A module that at least one adapter changes.
+/// A module that at least one adapter changes by LoRA factors.
 pub(super) struct Module {
     pub(super) name: String,
     pub(super) kind: LayerKind,
     /// Rows and columns of the weight.
     pub(super) shape: [usize; 2],
-    /// Those who change it, in the order of members.
+    /// The adapters that change it, in the order of members.
     pub(super) parts: Vec<Part>,
 }
 
-/// What one adapter has of a module.
+/// The contribution of one adapter to a module.
 pub(super) struct Part {
     pub(super) member: usize,
     pub(super) module: AdapterModule,
@@ -92,7 +92,7 @@ pub(super) struct Part {
 }
 
 impl Module {
-    /// Name of the weight that it changes.
+    /// Returns the name of the module's weight.
     pub(super) fn tensor(&self) -> String {
         format!("{}.weight", self.name)
     }
@@ -101,33 +101,35 @@ impl Module {
         self.shape[0] * self.shape[1]
     }
 
-    /// Sum of all ranks.
+    /// Returns the sum of the ranks over all adapters.
     pub(super) fn total_rank(&self) -> usize {
         self.parts.iter().map(|part| part.module.rank()).sum()
     }
 }
 
-/// Adapters whose modules fit together.
+/// A set of adapters with compatible modules.
 pub(super) struct Set<'a> {
     pub(super) members: Vec<Member<'a>>,
-    /// By name.
+    /// Modules, sorted by name.
     pub(super) modules: Vec<Module>,
-    /// What is trained beside factors, by name.
+    /// Tensors trained in addition to the factors, sorted by name.
     pub(super) wholes: Vec<Whole>,
-    /// Whether embedding and head are one tensor in the base and stay one, though they change.
+    /// Whether embedding and head, tied in the base, stay tied although they change.
     pub(super) as_one: bool,
-    /// Weights stored beside factors that nothing says were trained: the member, the name in its file, the base's name.
+    /// Weights stored in addition to the factors that the configuration does not mark as trained: member, name in its
+    /// file, name in the base.
     untrained: Vec<(usize, String, String)>,
     pub(super) notes: Vec<String>,
 }
 
 impl<'a> Set<'a> {
-    /// Takes adapters together with their weights, one each, or none for weights of one. What is wrong goes to `problems`.
+    /// Creates a set of adapters with one weight each; if `weights` is empty, all are one. Problems are added to
+    /// `problems`.
     pub(super) fn new(adapters: &'a [Adapter], weights: &[f64], problems: &mut Vec<Problem>) -> Set<'a> {
         Set::of(adapters.iter().map(Held::Borrowed).collect(), weights, problems)
     }
 
-    /// Gives the adapters names that key their random masks, one each, or none.
+    /// Sets the names that serve as keys of random masks, one per adapter, unless `names` is empty.
     pub(super) fn rename(&mut self, names: &[String], problems: &mut Vec<Problem>) {
         if !names.is_empty() && names.len() != self.members.len() {
             let (adapters, given) = (self.members.len(), names.len());
@@ -139,7 +141,7 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// As [`Set::new`], of adapters that it may keep.
+    /// Like [`Set::new`], for adapters that the set may own.
     pub(super) fn of(adapters: Vec<Held<'a>>, weights: &[f64], problems: &mut Vec<Problem>) -> Set<'a> {
         if !weights.is_empty() && weights.len() != adapters.len() {
             problems.push(one_per_adapter("weights", adapters.len(), weights.len(), false));
@@ -190,7 +192,7 @@ impl<'a> Set<'a> {
         set
     }
 
-    /// Adapters of different bases: by hash, where manifests know it.
+    /// Reports adapters of different bases, by the hashes in their manifests where available.
     pub(super) fn check_bases(&self, problems: &mut Vec<Problem>) {
         let known = self.members.iter().filter_map(|m| Some((m.name.as_str(), m.adapter.base_hash()?)));
         let known: Vec<(&str, String)> = known.collect();
@@ -202,7 +204,7 @@ impl<'a> Set<'a> {
         }
     }
 
-    /// Adapters that were made for another base than this one, by hash, where manifests know it.
+    /// Reports adapters that were made for another base, by the hashes in their manifests where available.
     pub(super) fn check_base_hash(
         &self,
         base: &Checkpoint,
@@ -220,7 +222,8 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
-    /// Modules that the base lacks or that have another shape there, and stored weights that are not the base's own.
+    /// Reports modules that are missing or have another shape in the base, and stored weights that are not copies of
+    /// the base's.
     pub(super) fn check_against(
         &mut self,
         base: &Checkpoint,
@@ -259,7 +262,7 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
-    /// Weights stored beside factors, which nobody can judge without the base.
+    /// Reports weights stored in addition to the factors, which cannot be judged without the base.
     pub(super) fn check_alone(&self, problems: &mut Vec<Problem>) {
         for (member, tensor, _) in &self.untrained {
             let kind = AdapterProblem::WholeWeight { tensor: tensor.clone() };
@@ -273,17 +276,17 @@ impl<'a> Set<'a> {
         problems.dedup_by_key(|problem| problem.to_string());
     }
 
-    /// Reads what one adapter has of a module.
+    /// Reads one adapter's factors of a module.
     ///
     /// # Errors
-    /// [`Error::NotFinite`], those of reading.
+    /// Returns [`Error::NotFinite`] for non-finite values, and an error if reading fails.
     pub(super) fn load(&self, part: &Part) -> Result<Update, Error> {
         let member = &self.members[part.member];
         let [a, b] = part.module.factors().map(|name| load(&member.adapter, &member.name, &name));
         Ok(Update::new(part.module.kind, part.module.weight_shape(), part.module.rank(), a?, b?))
     }
 
-    /// `base_model_name_or_path`, where all agree on it.
+    /// Returns `base_model_name_or_path` if all adapters agree on it.
     pub(super) fn base_name(&self) -> Option<String> {
         let first = self.members.first()?.adapter.config().base_model_name_or_path.clone();
         self.members.iter().all(|m| m.adapter.config().base_model_name_or_path == first).then_some(first)?
@@ -300,7 +303,7 @@ impl<'a> Set<'a> {
     }
 }
 
-/// Sorts what an adapter holds beside its factors.
+/// Classifies the tensors of an adapter other than its factors.
 fn take_beside(
     member: usize,
     adapter: &Adapter,
@@ -329,7 +332,7 @@ fn take_beside(
     }
 }
 
-/// A list that is not as long as that of adapters.
+/// Creates the problem for a list whose length does not match the number of adapters.
 pub(super) fn one_per_adapter(option: &str, adapters: usize, given: usize, or_one: bool) -> Problem {
     Problem::new(Place::key(option), AdapterProblem::OnePerAdapter { adapters, given, or_one })
 }
@@ -349,7 +352,7 @@ fn part_problems(adapter: &Adapter, name: &str, part: &Part) -> Vec<Problem> {
     problems
 }
 
-/// The tensor of the base that holds a weight: with tied embeddings the head's is that of the embeddings.
+/// Returns the name of the base tensor that holds a weight. With tied embeddings, the head's weight is the embedding.
 pub(super) fn base_tensor(base: &Checkpoint, tensor: &str) -> String {
     match tied_table(base) {
         Some(table) if tensor == HEAD => table,
@@ -360,7 +363,7 @@ pub(super) fn base_tensor(base: &Checkpoint, tensor: &str) -> String {
 /// Name of the head's weight.
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Name of the token table that is also the head's weight; none where the two are apart.
+/// Returns the name of the embedding that is tied to the head; `None` if they are not tied.
 pub(super) fn tied_table(base: &Checkpoint) -> Option<String> {
     let said = base.config().get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
     if said == Some(false) || (said.is_none() && base.info(HEAD).is_some()) {
@@ -369,7 +372,7 @@ pub(super) fn tied_table(base: &Checkpoint) -> Option<String> {
     base.names().into_iter().find(|name| name.ends_with("embed_tokens.weight")).map(str::to_owned)
 }
 
-/// A floating tensor of an adapter as f32.
+/// Reads a floating-point tensor of an adapter as f32.
 pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f32>, Error> {
     let bytes = adapter.bytes(tensor)?;
     let dtype = adapter.info(tensor).expect("its bytes were found").dtype;
@@ -386,7 +389,7 @@ pub(super) fn load(adapter: &Adapter, name: &str, tensor: &str) -> Result<Vec<f3
     }
 }
 
-/// Whether a stored weight is the base's, up to the rounding from one of the two dtypes to the other.
+/// Whether a stored weight is a copy of the base's, up to conversion between their dtypes.
 fn is_copy(adapter: &Adapter, tensor: &str, base: &Checkpoint, stands_for: &str) -> Result<bool, cl_checkpoint::Error> {
     let (Some(ours), Some(theirs)) = (adapter.info(tensor), base.info(stands_for)) else { return Ok(false) };
     if ours.shape != theirs.shape {

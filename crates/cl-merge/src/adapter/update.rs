@@ -5,7 +5,7 @@ use cl_checkpoint::{Dtype, LayerKind, TensorInfo, TensorSource};
 
 use crate::tensor::kernels;
 
-/// `ΔW = left · right`, `[rows, columns]`, of any rank, zero too.
+/// An update `ΔW = left · right`, of shape `[rows, columns]` and any rank, including zero.
 pub(super) struct Update {
     pub(super) shape: [usize; 2],
     pub(super) rank: usize,
@@ -17,7 +17,7 @@ pub(super) struct Update {
 }
 
 impl Update {
-    /// Of PEFT's factors: `B·A` of a linear layer, `(B·A)ᵀ` of an embedding.
+    /// Creates an update from PEFT's factors: `B·A` for a linear layer, `(B·A)ᵀ` for an embedding.
     pub(super) fn new(kind: LayerKind, shape: [usize; 2], rank: usize, a: Vec<f32>, b: Vec<f32>) -> Update {
         let (left, right) = match kind {
             LayerKind::Linear => (b, a),
@@ -26,18 +26,18 @@ impl Update {
         Update { shape, rank, left, right, info: TensorInfo { dtype: Dtype::F32, shape: shape.to_vec() } }
     }
 
-    /// No change.
+    /// Creates an update of zeros.
     pub(super) fn zero(shape: [usize; 2]) -> Update {
         Update::new(LayerKind::Linear, shape, 0, Vec::new(), Vec::new())
     }
 
-    /// The same times a factor, rounded to f32.
+    /// Multiplies the update by a factor, rounded to f32.
     pub(super) fn scaled(mut self, factor: f64) -> Update {
         self.left.iter_mut().for_each(|x| *x = (f64::from(*x) * factor) as f32);
         self
     }
 
-    /// Writes the entries from flat index `start` on. An entry's bits do not depend on what is asked for beside it.
+    /// Writes the entries from flat index `start` on. The bits of an entry do not depend on which others are requested.
     pub(super) fn write(&self, start: usize, out: &mut [f32]) {
         let columns = self.shape[1];
         let (mut at, end) = (start, start + out.len());
@@ -53,7 +53,7 @@ impl Update {
         }
     }
 
-    /// All entries, row-major.
+    /// Returns all entries, row-major.
     pub(super) fn dense(&self) -> Vec<f32> {
         let mut out = vec![0.0; self.shape[0] * self.shape[1]];
         self.write(0, &mut out);
@@ -61,13 +61,13 @@ impl Update {
     }
 }
 
-/// Of a matrix with so many columns, row-major.
+/// Transposes a row-major matrix with the given number of columns.
 fn transposed(x: &[f32], columns: usize) -> Vec<f32> {
     let rows = x.len() / columns.max(1);
     (0..x.len()).map(|i| x[(i % rows) * columns + i / rows]).collect()
 }
 
-/// Entries are computed when they are read, so that a merge of many adapters holds their factors only.
+/// Entries are computed when they are read, so that a merge of many adapters only holds their factors.
 impl TensorSource for Update {
     fn names(&self) -> Vec<&str> {
         vec![""]

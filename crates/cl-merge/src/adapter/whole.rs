@@ -1,6 +1,6 @@
-//! Tensors of the base that adapters train besides their factors, in full or in some rows.
+//! Tensors that adapters train in addition to their factors, in full or in some rows.
 //!
-//! Such a tensor is treated as its difference from the base's, so that it is weighted and merged like an update.
+//! Such a tensor is represented by its difference from the base's, so that it is weighted and merged like an update.
 
 use std::ops::Range;
 
@@ -12,22 +12,22 @@ use crate::Error;
 use crate::problem::{AdapterProblem, Place, Problem};
 use crate::tensor::is_float;
 
-/// Rows of a tensor, as a matrix of `[rows, columns]`.
+/// A selection of rows of a tensor, as a matrix `[rows, columns]`.
 #[derive(Clone, Debug)]
 pub(super) struct View {
     pub(super) columns: usize,
-    /// Rows of the base; none for all of them.
+    /// Row numbers in the base; `None` for all rows.
     ids: Option<Vec<usize>>,
     count: usize,
 }
 
 impl Whole {
-    /// Whether it is nothing but updates' own biases, which are added to whatever the base has.
+    /// Whether it consists only of updates' own biases (`lora_bias`), which are added to the base's bias.
     pub(super) fn is_update(&self) -> bool {
         self.parts.iter().all(|part| matches!(part.kind, BesideKind::UpdateBias { .. }))
     }
 
-    /// Ids of all rows that change, in order, where only rows do.
+    /// Returns the sorted ids of all rows that change; `None` if the tensor changes in full.
     pub(super) fn rows(&self) -> Option<Vec<usize>> {
         let mut all = Vec::new();
         for part in &self.parts {
@@ -39,7 +39,7 @@ impl Whole {
         Some(all)
     }
 
-    /// Shape that the tensor has after it was changed: a table may have grown.
+    /// Returns the shape after the change; a token table may have grown.
     pub(super) fn shape(&self, set: &Set<'_>, base: Option<&Checkpoint>) -> Vec<usize> {
         let of_base = base.and_then(|base| base.info(&base_tensor(base, &self.tensor)));
         let own = self.parts.iter().filter(|part| !matches!(part.kind, BesideKind::Rows(_)));
@@ -48,7 +48,7 @@ impl Whole {
         longest.map(|info| info.shape.clone()).unwrap_or_default()
     }
 
-    /// All rows of it, or those that change where only rows do.
+    /// Returns a view of all rows. With `changed_only`, it is restricted to the rows that change if only some do.
     pub(super) fn view(&self, set: &Set<'_>, base: Option<&Checkpoint>, changed_only: bool) -> View {
         let shape = self.shape(set, base);
         let ids = self.rows().filter(|_| changed_only);
@@ -66,14 +66,14 @@ impl View {
         self.count * self.columns
     }
 
-    /// The row of the base's tensor.
+    /// Maps a row of the view to the row of the base's tensor.
     fn of_base(&self, row: usize) -> usize {
         self.ids.as_ref().map_or(row, |ids| ids[row])
     }
 }
 
 impl WholePart {
-    /// Its row for a row of the base, where it has one that stands for the base's or is added to it.
+    /// Maps a row of the base to the part's row that replaces or is added to it, if there is one.
     fn row(&self, base_row: usize) -> Option<usize> {
         match &self.kind {
             BesideKind::Rows(ids) => ids.iter().position(|id| *id == base_row),
@@ -81,12 +81,12 @@ impl WholePart {
         }
     }
 
-    /// Whether its values replace the base's; those of an update are added.
+    /// Whether its values replace the base's. Those of an update's own bias are added instead.
     fn replaces(&self) -> bool {
         !matches!(self.kind, BesideKind::UpdateBias { .. })
     }
 
-    /// A row's values.
+    /// Reads the values of a row.
     fn values(&self, set: &Set<'_>, row: usize, columns: usize) -> Result<Vec<f32>, Error> {
         let member = &set.members[self.member];
         let (info, bytes) = (member.adapter.info(&self.name), member.adapter.bytes(&self.name)?);
@@ -111,8 +111,8 @@ impl WholePart {
     }
 }
 
-/// `base + Σ weightᵢ·(valueᵢ − base)` of some rows of a view, in f64; `base` holds these rows. A value that replaces the
-/// base's with a weight of one stays as it is to the bit.
+/// Computes `base + Σ weightᵢ·(valueᵢ − base)` for some rows of a view, in f64; `base` holds these rows. A value that
+/// replaces the base's with a weight of one is kept bit for bit.
 pub(super) fn weighted(
     set: &Set<'_>,
     whole: &Whole,
@@ -137,7 +137,7 @@ pub(super) fn weighted(
     Ok(out)
 }
 
-/// Some rows of the base in f64; rows beyond its own are zero.
+/// Reads some rows of the base in f64; rows beyond the end of its table are zero.
 pub(super) fn base_rows(
     base: Option<&Checkpoint>,
     tensor: &str,
@@ -165,7 +165,7 @@ pub(super) fn base_rows(
     Ok(out)
 }
 
-/// Values of a floating dtype in f64.
+/// Converts values of a floating-point dtype to f64.
 pub(super) fn to_f64(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
     if dtype == Dtype::F64 {
         return bytes.chunks_exact(8).map(|b| f64::from_le_bytes(b.try_into().expect("eight bytes"))).collect();
@@ -173,7 +173,7 @@ pub(super) fn to_f64(dtype: Dtype, bytes: &[u8]) -> Vec<f64> {
     convert::to_f32(dtype, bytes).expect("checked to be floating").into_iter().map(f64::from).collect()
 }
 
-/// One member's difference from the base, computed when it is read, so that no table is held twice.
+/// The difference of one member from the base, computed when it is read, so that no table is held twice.
 pub(super) struct Difference<'d> {
     set: &'d Set<'d>,
     base: Option<&'d Checkpoint>,
@@ -240,8 +240,8 @@ impl TensorSource for Difference<'_> {
 }
 
 impl Set<'_> {
-    /// What adapters train beside their factors, held against the base; where embedding and head are one tensor there,
-    /// what changes both alike is taken once.
+    /// Matches the tensors that adapters train in addition to their factors with the base. With tied embeddings, a
+    /// change that applies equally to embedding and head is kept once.
     pub(super) fn fit_wholes(&mut self, base: &Checkpoint, problems: &mut Vec<Problem>) {
         self.share_tied(base);
         for whole in &self.wholes {
@@ -326,8 +326,8 @@ impl Set<'_> {
         None
     }
 
-    /// Where the base has one tensor for embedding and head: rows of tokens change both uses, unless the adapter has rows of the
-    /// head's own; and what changes both alike stays one.
+    /// Handles tied embeddings of the base: trained token rows change both embedding and head, unless the adapter has
+    /// separate rows for the head. If all changes apply equally to both, they stay tied.
     fn share_tied(&mut self, base: &Checkpoint) {
         let Some(table) = tied_table(base) else { return };
         let of = |wholes: &[Whole], tensor: &str| -> Vec<WholePart> {
@@ -352,7 +352,7 @@ impl Set<'_> {
         }
     }
 
-    /// Whether two parts of a member hold the same.
+    /// Whether two parts of a member have the same content.
     fn equal(&self, a: &WholePart, b: &WholePart) -> bool {
         let adapter = &self.members[a.member].adapter;
         let shape = |part: &WholePart| adapter.info(&part.name).map(|info| (info.dtype, info.shape.clone()));

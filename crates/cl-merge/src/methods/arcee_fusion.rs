@@ -30,7 +30,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
 
 /// Added to each softmax.
 const EPS: f64 = 1e-8;
-/// Keys have no sign bit.
+/// The largest key; keys have no sign bit.
 const LARGEST_KEY: u32 = 0x7fff_ffff;
 
 impl MergeMethod for ArceeFusion {
@@ -67,7 +67,7 @@ fn rows(piece: &Piece, columns: usize) -> impl Iterator<Item = (&[f32], &[f32])>
 }
 
 fn importance(base: f32, model: f32, divergence: f32) -> f32 {
-    // Infinity times zero would be no number.
+    // Clamped, because infinity times zero is NaN.
     (model - base).abs().min(f32::MAX) * divergence
 }
 
@@ -79,7 +79,7 @@ fn divergences(piece: &Piece, columns: usize) -> Vec<f32> {
             softmax(model, &mut p);
             softmax(base, &mut q);
             let divergence: f64 = p.iter().zip(&q).map(|(p, q)| (p + EPS) * ((p + EPS) / (q + EPS)).ln()).sum();
-            // Both sum to the same, so below zero is rounding.
+            // Both distributions have the same sum, so a negative divergence is a rounding error.
             divergence.max(0.0) as f32
         })
         .collect()
@@ -94,15 +94,16 @@ fn softmax(x: &[f32], out: &mut [f64]) {
     out.iter_mut().for_each(|p| *p /= total);
 }
 
-/// Median plus one and a half times the distance of the outer quartiles.
+/// The threshold of importances: the median plus 1.5 times the interquartile range.
 fn threshold(group: &TensorGroup<'_>, divergences: &[f32]) -> Result<f32, Error> {
     let (n, columns) = (group.elements(), group.columns());
     if n < 2 {
-        // A row of one entry has no divergence.
+        // The divergence of a row with one entry is 0.
         return Ok(0.0);
     }
     let from_below: Vec<usize> = [0.25, 0.5, 0.75].map(|q| (q * (n - 1) as f64) as usize + 1).to_vec();
-    // Taken from the largest key, the bits of numbers from zero on order in the opposite direction: counting is from below.
+    // Subtracting the bits of nonnegative numbers from the largest key reverses their order, so the k largest keys are
+    // the k smallest importances.
     let trims = keep_largest(group, true, &from_below, |piece, _, keys| {
         let rows = rows(piece, columns).zip(&divergences[piece.start / columns..]);
         for (((base, model), &divergence), keys) in rows.zip(keys.chunks_mut(columns)) {
@@ -143,13 +144,13 @@ mod tests {
         assert_eq!(fused(&[2, 6], &base, &model), expected);
     }
 
-    /// Against a sort of all importances, on rows that do not fill pieces.
+    /// Compares with a sort of all importances, on rows that do not fill pieces.
     #[test]
     fn quartiles_are_those_of_a_sort() {
         let (rows, columns) = (70, PIECE / 7);
         let n = rows * columns;
         let base: Vec<f32> = (0..n).map(|i| ((i * 7919) % 1009) as f32 / 1009.0).collect();
-        // Cubed, so that the tail is heavy enough to have something above the threshold.
+        // Cubed, so that the tail is heavy enough for some importances to exceed the threshold.
         let step = |i: usize| (((i * 104_729) % 997) as f32 / 997.0 - 0.5).powi(3);
         let model: Vec<f32> = (0..n).map(|i| base[i] + step(i)).collect();
         let out = fused(&[7, rows / 7, columns], &base, &model);
@@ -174,13 +175,13 @@ mod tests {
     fn equal_short_scalar_and_empty() {
         let x = [0.1, -0.7, 0.3];
         assert_eq!(fused(&[3], &x, &x), x);
-        // Rows of one entry have no divergence; everything is at the threshold.
+        // The divergence of rows with one entry is 0, so every entry is at the threshold.
         assert_eq!(fused(&[3, 1], &[0.0; 3], &x), x);
         assert_eq!(fused(&[], &[1.0], &[3.0]), [3.0]);
         // Importances 0, s and s, 0: the threshold is s or zero.
         assert_eq!(fused(&[2], &[1.0, 2.0], &[1.0, 3.0]), [1.0, 3.0]);
         assert!(fused(&[0], &[], &[]).is_empty() && fused(&[4, 0], &[], &[]).is_empty());
-        // Large values leave no exponential to overflow.
+        // Exponentials of large values do not overflow.
         assert!(fused(&[2, 2], &[1e30, -1e30, 5.0, 0.0], &[-1e30, 1e30, 5.0, 1.0]).iter().all(|x| x.is_finite()));
         assert!(merged(&ArceeFusion, &[3], None, &[&x]).is_err());
         assert!(merged(&ArceeFusion, &[3], Some(&x), &[&x, &x]).is_err());

@@ -12,9 +12,10 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 /// Task arithmetic without the entries that are relevant to at most one task:
 /// `θ = θ₀ + λ τ · [Σᵢ mᵢ ≥ k]`, `τ = Σᵢ δᵢ`, with the masks `mᵢ = [|δᵢ| ≥ tᵢ · |τ − δᵢ|]`.
 ///
-/// Wang et al., "Localizing Task Information for Improved Model Merging and Compression" (TALL-masks, Consensus Merging), arXiv
-/// 2405.07813. Masks compare with the sum of task vectors before it is scaled, in the paper and in the authors' code (whose
-/// comparison is strict: there, entries at the threshold are not a task's own).
+/// Wang et al., "Localizing Task Information for Improved Model Merging and Compression" (TALL-masks, Consensus
+/// Merging), arXiv 2405.07813. As in the paper and the authors' code, masks are computed from the sum of task vectors
+/// before it is scaled. The comparison in the authors' code is strict: entries exactly at the threshold are not in the
+/// mask.
 #[derive(Clone, Debug)]
 pub struct ConsensusMerging {
     /// λ, the scale of the sum; any number.
@@ -110,7 +111,7 @@ impl ConsensusMerging {
     }
 }
 
-/// Counts one more where the entry is the task's own.
+/// Adds 1 to the count of each entry that is in the task's mask.
 fn add_mask(count: &mut [f32], x: &[f32], total: &[f32], threshold: f32) {
     for ((count, x), total) in count.iter_mut().zip(x).zip(total) {
         *count += if x.abs() >= threshold * (total - x).abs() { 1.0 } else { 0.0 };
@@ -140,12 +141,12 @@ mod tests {
             merged(&method, &[5], Some(&BASE), &MODELS).unwrap()
         };
         assert_eq!(out(0.5, 0.5, 2, None), [3.0, 1.0, 1.0, 1.0, 2.0]);
-        // At the threshold an entry counts, and the masks do not depend on λ.
+        // Entries at the threshold are in the mask, and masks do not depend on λ.
         assert_eq!(out(0.5, 0.25, 2, None), [3.0, 1.0, 2.5, 1.0, 2.0]);
         assert_eq!(out(1.0, 0.5, 1, None), [5.0, 3.0, 4.0, 1.0, 3.0]);
         assert_eq!(out(1.0, 0.5, 0, None), [5.0, 3.0, 4.0, 1.0, 3.0]);
         assert_eq!(out(1.0, 0.5, 3, None), BASE);
-        // One task out of the sum.
+        // Extracts one task from the sum.
         assert_eq!(out(1.0, 0.5, 2, Some(0)), [5.0, 3.0, 4.0, 1.0, 3.0]);
         assert_eq!(out(1.0, 0.5, 2, Some(1)), [5.0, 1.0, 1.0, 1.0, 3.0]);
     }

@@ -1,7 +1,8 @@
-//! Eigenvectors of a symmetric matrix, in f64: all of them, or the leading ones, which take half the time.
+//! Eigenvectors of a symmetric matrix, in f64: all of them, or only the leading ones, which takes half the time.
 //!
-//! Both start from a tridiagonal form. All eigenvectors of it come from faer's divide and conquer, leading ones from
-//! bisection and inverse iteration (Golub and Van Loan, "Matrix Computations", 8.4 and 8.2.2).
+//! Both start with a reduction to tridiagonal form. All of its eigenvectors are computed by faer's divide-and-conquer
+//! algorithm, leading ones by bisection and inverse iteration (Golub and Van Loan, "Matrix Computations", 8.4 and
+//! 8.2.2).
 
 use faer::dyn_stack::{MemBuffer, MemStack};
 use faer::linalg::evd::tridiag::{tridiag_in_place, tridiag_in_place_scratch};
@@ -15,21 +16,22 @@ use faer::traits::ComplexField;
 use faer::{Col, Conj, Mat, MatRef, Par};
 use pulp::Simd;
 
-/// Eigenvalues that one bisection halves side by side.
+/// Number of eigenvalues that are bisected together, in SIMD lanes.
 const LANES: usize = 16;
-/// Consecutive eigenvalues nearer than this share of the matrix's norm have their vectors orthogonalized.
+/// Eigenvectors of consecutive eigenvalues that are closer than this fraction of the matrix norm are orthogonalized
+/// against each other.
 const NEAR: f64 = 1e-3;
-/// Limit of what the vectors of inverse iteration lack to orthonormal eigenvectors.
+/// Tolerance for the residuals and the orthonormality of eigenvectors from inverse iteration.
 const ERROR: f64 = 1e-11;
 
-/// `G = Q T Qᵀ` with a tridiagonal `T`.
+/// Tridiagonal reduction `G = Q T Qᵀ` of a symmetric matrix, with an orthogonal `Q` and a tridiagonal `T`.
 pub(super) struct Tridiagonal {
-    /// `Q` as Householder vectors below the subdiagonal.
+    /// Householder vectors of `Q`, below the subdiagonal.
     reflectors: Mat<f64>,
-    /// Their triangular factors, in blocks.
+    /// Triangular factors of the blocks of Householder reflections.
     factors: Mat<f64>,
     diagonal: Vec<f64>,
-    /// What stands beside the diagonal, then a zero.
+    /// Off-diagonal of `T`, followed by a zero.
     beside: Vec<f64>,
 }
 
@@ -37,7 +39,7 @@ pub(super) struct Tridiagonal {
 pub(super) type Eigen = (Vec<f64>, Mat<f64>);
 
 impl Tridiagonal {
-    /// Of a symmetric matrix that is not empty; only its lower triangle is read.
+    /// Reduces a non-empty symmetric matrix; only its lower triangle is read.
     pub(super) fn new(mut a: Mat<f64>) -> Tridiagonal {
         let n = a.nrows();
         let mut factors = Mat::zeros(recommended_block_size::<f64>(n, n), n - 1);
@@ -54,7 +56,7 @@ impl Tridiagonal {
         let column = |values: &[f64]| Col::from_fn(n, |i| values[i]);
         let (diagonal, beside) = (column(&self.diagonal), column(&self.beside));
         let (mut values, mut vectors) = (Col::zeros(n), Mat::zeros(n, n));
-        // What the decomposition of the whole matrix needs is more than enough.
+        // The workspace memory for decomposing a whole matrix is more than enough.
         let scratch = self_adjoint_evd_scratch::<f64>(n, ComputeEigenvectors::Yes, Par::Seq, Default::default());
         let mut memory = MemBuffer::new(scratch);
         tridiagonal_self_adjoint_evd(
@@ -69,8 +71,8 @@ impl Tridiagonal {
         Ok((values.iter().copied().collect(), vectors))
     }
 
-    /// The `k` largest eigenvalues of `T`, largest first, and their eigenvectors; `None` where inverse iteration does not
-    /// find them, orthonormal.
+    /// The `k` largest eigenvalues of `T`, largest first, and their eigenvectors; `None` if inverse iteration does not
+    /// find them or they are not orthonormal.
     pub(super) fn leading(&self, k: usize) -> Option<Eigen> {
         let n = self.diagonal.len();
         let reach = |i: usize| {
@@ -104,12 +106,12 @@ impl Tridiagonal {
         accurate(&diagonal, &beside, &values, &vectors).then(|| (values.iter().map(|v| v * norm).collect(), vectors))
     }
 
-    /// `Q X`: eigenvectors of `G` from those of `T`.
+    /// Computes `Q X`: turns eigenvectors of `T` into those of `G`.
     pub(super) fn turn(&self, vectors: &mut Mat<f64>) {
         turn(self.reflectors.as_ref(), self.factors.as_ref(), vectors);
     }
 
-    /// As [`Tridiagonal::turn`], in f32. Reflections keep the vectors' accuracy.
+    /// [`Tridiagonal::turn`] in f32. Householder reflections do not amplify the rounding errors of the vectors.
     pub(super) fn turn_f32(&self, vectors: &mut Mat<f32>) {
         let single = |a: &Mat<f64>| Mat::from_fn(a.nrows(), a.ncols(), |i, j| a[(i, j)] as f32);
         turn(single(&self.reflectors).as_ref(), single(&self.factors).as_ref(), vectors);
@@ -139,13 +141,14 @@ fn largest_values(diagonal: &[f64], beside: &[f64], k: usize) -> Vec<f64> {
     let mut values = Vec::with_capacity(k);
     for first in (0..k).step_by(LANES) {
         let (mut low, mut high) = ([-1.0; LANES], [1.0; LANES]);
-        // To within 2⁻⁴²: inverse iteration gains ten digits a step from there, and then says the value to all its digits.
+        // Bisects to within 2⁻⁴². From there, each step of inverse iteration gains ten digits, and the eigenvalue is
+        // then computed to full precision from the eigenvector.
         for _ in 0..43 {
             let middle: [f64; LANES] = std::array::from_fn(|l| 0.5 * (low[l] + high[l]));
             let mut below = [0.0; LANES];
             count_below(diagonal, &squares, &middle, &mut below);
             for l in 0..LANES {
-                // With more than n - 1 - j below, the j-th largest is one of them.
+                // If more than n - 1 - j eigenvalues are below the middle, the j-th largest is one of them.
                 let place = n as f64 - 1.0 - (first + l) as f64;
                 if below[l] > place {
                     high[l] = middle[l];
@@ -159,16 +162,17 @@ fn largest_values(diagonal: &[f64], beside: &[f64], k: usize) -> Vec<f64> {
     values
 }
 
-/// `xᵀ T x` of a vector of length 1, whose error is the square of the vector's.
+/// The Rayleigh quotient `xᵀ T x` of a vector of length 1; its error is the square of the vector's error.
 fn rayleigh(diagonal: &[f64], beside: &[f64], x: &[f64]) -> f64 {
     let next = x[1..].iter().copied().chain([0.0]);
     diagonal.iter().zip(beside).zip(x).zip(next).map(|(((d, b), x), next)| x * (d * x + 2.0 * b * next)).sum()
 }
 
-/// How many eigenvalues are below each `x`: the negative pivots of `T - x` (Sylvester's law of inertia).
+/// Counts the eigenvalues below each `x`, which are as many as the negative pivots of `T - x` (Sylvester's law of
+/// inertia).
 #[pulp::with_simd(count_below = pulp::Arch::new())]
 #[inline(always)]
-// The macro needs its lifetimes named, and over plain indices all lanes become one instruction.
+// The macro requires named lifetimes; with plain indices, all lanes are compiled to one instruction.
 #[allow(clippy::needless_lifetimes, clippy::needless_range_loop)]
 fn count_below_simd<'a, S: Simd>(
     _simd: S,
@@ -181,7 +185,7 @@ fn count_below_simd<'a, S: Simd>(
     for (d, square) in diagonal.iter().zip(squares) {
         for l in 0..LANES {
             let pivot = d - x[l] - square / pivots[l];
-            // Squares are at most 1, so that dividing by this does not overflow.
+            // Squares are at most 1, so dividing one by this does not overflow.
             let pivot = if pivot.abs() < 1e-300 { -1e-300 } else { pivot };
             counts[l] += if pivot < 0.0 { 1.0 } else { 0.0 };
             pivots[l] = pivot;
@@ -190,18 +194,18 @@ fn count_below_simd<'a, S: Simd>(
     *below = counts;
 }
 
-/// `T - x = L U` with rows exchanged for the larger pivot, as far as it takes to solve with it.
+/// LU decomposition of `T - x` with partial pivoting, for solving linear systems.
 struct Shifted {
-    /// Rows of `U`: three entries from the diagonal on.
+    /// Rows of `U`: the diagonal entry and the two to its right.
     upper: Vec<[f64; 3]>,
-    /// For each step the multiple that was subtracted, and whether rows were exchanged.
+    /// For each elimination step, the multiplier and whether rows were exchanged.
     steps: Vec<(f64, bool)>,
 }
 
 impl Shifted {
     fn new(diagonal: &[f64], beside: &[f64], x: f64) -> Shifted {
         let n = diagonal.len();
-        // Zero pivots become as small as rounding makes them, relative to the norm of 1.
+        // Pivots near zero are replaced by the size of a rounding error, relative to the norm of 1.
         let pivot = |a: f64| if a.abs() < f64::EPSILON { f64::EPSILON } else { a };
         let (mut upper, mut steps) = (Vec::with_capacity(n), Vec::with_capacity(n - 1));
         let (mut a, mut b) = (diagonal[0] - x, beside[0]);
@@ -224,7 +228,7 @@ impl Shifted {
         Shifted { upper, steps }
     }
 
-    /// Overwrites `x` with the solution.
+    /// Solves the system with the right-hand side `x` and overwrites `x` with the solution.
     fn solve(&self, x: &mut [f64]) {
         for (i, &(factor, exchanged)) in self.steps.iter().enumerate() {
             if exchanged {
@@ -240,10 +244,10 @@ impl Shifted {
     }
 }
 
-/// Makes `x` orthogonal to a vector of length 1.
+/// Makes `x` orthogonal to `v`, a vector of length 1.
 #[pulp::with_simd(subtract_projection = pulp::Arch::new())]
 #[inline(always)]
-// The macro needs its lifetimes named.
+// The macro requires named lifetimes.
 #[allow(clippy::needless_lifetimes)]
 fn subtract_projection_simd<'a, S: Simd>(_simd: S, x: &'a mut [f64], v: &'a [f64]) {
     let (xs, vs) = (x.as_chunks::<LANES>(), v.as_chunks::<LANES>());
@@ -256,7 +260,8 @@ fn subtract_projection_simd<'a, S: Simd>(_simd: S, x: &'a mut [f64], v: &'a [f64
     x.iter_mut().zip(v).for_each(|(x, v)| *x -= dot * v);
 }
 
-/// A start that no eigenvector is orthogonal to but by chance, and another one for each.
+/// Pseudorandom starting vector of inverse iteration, different for each `j`. An eigenvector is orthogonal to it only
+/// by chance.
 fn start(n: usize, j: usize) -> Vec<f64> {
     let mut state = j as u64;
     let mut next = || {
@@ -266,7 +271,7 @@ fn start(n: usize, j: usize) -> Vec<f64> {
     (0..n).map(|_| next()).collect()
 }
 
-/// Whether no entry of `VᵀV - 1` and of `T V - V diag(values)` is larger than [`ERROR`], or not a number.
+/// Whether all entries of `VᵀV - I` and `T V - V diag(values)` are below [`ERROR`] in magnitude, and none is NaN.
 fn accurate(diagonal: &[f64], beside: &[f64], values: &[f64], vectors: &Mat<f64>) -> bool {
     let (n, k) = (vectors.nrows(), vectors.ncols());
     let small = |error: f64| error.abs() < ERROR;
@@ -329,7 +334,7 @@ mod tests {
         let mut double = vectors;
         form.turn(&mut double);
         let error = |i, j| (f64::from(single[(i, j)]) - double[(i, j)]).abs();
-        // Some roundings of 6e-8 in entries of less than 1.
+        // A few rounding errors of 6e-8 in entries below 1.
         assert!((0..150).all(|i| (0..150).all(|j| error(i, j) < 2e-6)));
     }
 

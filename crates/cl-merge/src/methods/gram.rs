@@ -10,21 +10,21 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 /// Which vectors are combined.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Vectors {
-    /// The base, where there is one, and the models.
+    /// The base, if there is one, and the models.
     Inputs,
-    /// The models' differences from the base, in f32; the base is added to the combination.
+    /// The task vectors (differences of the models from the base), in f32; the base is added to the combination.
     ///
-    /// Their inner products could be had from those of the inputs, but would be small differences of large numbers.
+    /// Their inner products could be computed from those of the inputs, but only as small differences of large numbers.
     TaskVectors,
 }
 
 impl Vectors {
-    /// Task vectors where there is a base, else the models themselves.
+    /// Task vectors if there is a base, otherwise the models themselves.
     pub(super) fn of(group: &TensorGroup<'_>) -> Vectors {
         if group.base.is_some() { Vectors::TaskVectors } else { Vectors::Inputs }
     }
 
-    /// What the output is a combination of: the base, where there is one, then models or task vectors.
+    /// The summands of the output: the base, if there is one, followed by the models or task vectors.
     pub(super) fn summands(self, piece: &mut Piece) -> Vec<&[f32]> {
         if self == Vectors::TaskVectors {
             piece.subtract_base();
@@ -33,18 +33,18 @@ impl Vectors {
         base.into_iter().chain(&piece.models).map(Vec::as_slice).collect()
     }
 
-    /// How many summands come before the vectors: a base with the coefficient 1.
+    /// Number of summands before the vectors: 1 for task vectors, for the base with the coefficient 1.
     fn before(self) -> usize {
         usize::from(self == Vectors::TaskVectors)
     }
 
-    /// Coefficients of the summands.
+    /// Coefficients of all summands, from those of the vectors.
     fn coefficients(self, vectors: Vec<f64>) -> Vec<f64> {
         if self == Vectors::TaskVectors { [vec![1.0], vectors].concat() } else { vectors }
     }
 }
 
-/// Inner products of vectors with each other, `(vectors, vectors)`.
+/// Gram matrix: inner products of all pairs of vectors, `(vectors, vectors)`.
 #[derive(Clone, Debug)]
 pub(super) struct Gram {
     size: usize,
@@ -52,7 +52,7 @@ pub(super) struct Gram {
 }
 
 impl Gram {
-    /// Of these vectors, which are equally long.
+    /// The Gram matrix of vectors of the same length.
     pub(super) fn new(vectors: &[&[f32]]) -> Gram {
         let size = vectors.len();
         let mut products = vec![0.0; size * size];
@@ -65,7 +65,8 @@ impl Gram {
         Gram { size, products }
     }
 
-    /// Of a tensor's vectors, summed in the order of pieces, so that threads make no difference.
+    /// The Gram matrix of a tensor's vectors, summed in the order of pieces, so that it does not depend on the number
+    /// of threads.
     fn of_tensor(group: &TensorGroup<'_>, vectors: Vectors) -> Result<Gram, Error> {
         let products = |piece: &mut Piece| Gram::new(&vectors.summands(piece)[vectors.before()..]).products;
         let pieces = group.pieces(false);
@@ -81,7 +82,7 @@ impl Gram {
         Ok(Gram { size, products })
     }
 
-    /// How many vectors there are.
+    /// Number of vectors.
     pub(super) fn size(&self) -> usize {
         self.size
     }
@@ -101,7 +102,7 @@ impl Gram {
         (0..self.size).map(|i| self.norm(i)).collect()
     }
 
-    /// The Gram matrix of those vectors, each divided by its divisor.
+    /// The Gram matrix of some of the vectors, each divided by its divisor.
     pub(super) fn divided(&self, vectors: &[usize], divisors: &[f64]) -> Gram {
         let products = vectors.iter().flat_map(|&i| vectors.iter().map(move |&j| (i, j)));
         let products = products.map(|(i, j)| self.dot(i, j) / (divisors[i] * divisors[j])).collect();
@@ -113,14 +114,14 @@ impl Gram {
         (0..self.size).map(|i| (0..self.size).map(|j| self.dot(i, j) * c[j]).sum()).collect()
     }
 
-    /// `‖Σ cᵢ xᵢ‖`; where that is nearly zero, rounding leaves about 1e-8 of the vectors' own lengths.
+    /// `‖Σ cᵢ xᵢ‖`. If it is nearly zero, its rounding error is about 1e-8 of the norms of the vectors.
     pub(super) fn norm_with(&self, c: &[f64]) -> f64 {
         let square: f64 = self.dots_with(c).iter().zip(c).map(|(dot, c)| dot * c).sum();
         square.max(0.0).sqrt()
     }
 }
 
-/// Combines whole tensors: `coefficients` makes one coefficient per vector.
+/// Combines whole tensors; `coefficients` computes one coefficient per vector from the Gram matrix.
 pub(super) fn combine<'t>(
     group: &TensorGroup<'_>,
     vectors: Vectors,
@@ -133,7 +134,7 @@ pub(super) fn combine<'t>(
     }))
 }
 
-/// Combines every row of `columns` elements by its own coefficients; pieces have to hold whole rows.
+/// Combines each row of `columns` elements with its own coefficients; pieces must contain whole rows.
 pub(super) fn combine_rows<'t>(
     columns: usize,
     vectors: Vectors,

@@ -25,28 +25,28 @@ pub type Build = fn(&TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Setting
 /// Description of a method: name, inputs, parameters and constructor.
 #[derive(Clone, Debug)]
 pub struct MethodInfo {
-    /// Its name in files.
+    /// Name in merge files.
     pub name: &'static str,
-    /// Its display name.
+    /// Display name.
     pub title: &'static str,
-    /// Its source.
+    /// Paper or other source.
     pub paper: &'static str,
-    /// Its formula.
+    /// Formula.
     pub formula: &'static str,
-    /// Whether it has a base.
+    /// Whether and how the method uses a base.
     pub base: Base,
     /// Allowed numbers of models, not counting the base.
     pub models: RangeInclusive<usize>,
-    /// Names of its parameters.
+    /// Names of the parameters.
     pub parameters: &'static [&'static str],
     /// Parameters that are not in the table of shared parameters.
     pub own_parameters: &'static [ParameterInfo],
     /// Whether the order of models matters. If not, models are sorted by name, so that their order in a file does not
     /// change the result.
     pub ordered: bool,
-    /// Whether it decomposes matrices, which repeatedly allocates large blocks.
+    /// Whether the method decomposes matrices, which repeatedly allocates large blocks.
     pub decomposes: bool,
-    /// Whether it can also merge updates of adapters, without base weights.
+    /// Whether the method can also merge adapter updates, without base weights.
     pub for_updates: bool,
     /// Defaults, depending on the profile.
     pub defaults: fn(Profile) -> Defaults,
@@ -75,7 +75,7 @@ impl MethodInfo {
         }
     }
 
-    /// One of its parameters by name.
+    /// Returns the parameter with this name, or `None` if the method does not have it.
     pub fn parameter(&self, name: &str) -> Option<&'static ParameterInfo> {
         if !self.parameters.contains(&name) {
             return None;

@@ -21,7 +21,7 @@ use crate::tensor::TensorGroup;
 /// singular values; the authors' code gives directions that are only rounding noise the same weight as all others.
 #[derive(Clone, Debug)]
 pub struct IsoC {
-    /// λ.
+    /// λ, the scale of the merged task vector.
     pub lambda: f64,
 }
 
@@ -36,7 +36,7 @@ pub struct IsoC {
 /// Marczak et al., "No Task Left Behind", arXiv 2502.04959, with the authors' code for the rounding.
 #[derive(Clone, Debug)]
 pub struct IsoCts {
-    /// λ.
+    /// λ, the scale of the merged task vector.
     pub lambda: f64,
     /// Fraction of directions that the sum keeps, in [0, 1]; 0.8 in the paper.
     pub common_share: f64,
@@ -118,7 +118,8 @@ impl MergeMethod for IsoCts {
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
         let Some([rows, columns]) = svd::matrix_shape(group) else { return 0 };
         let vectors = rows.min(columns) * (rows + columns);
-        // Base, a task vector and, in f64, its part outside the others; vectors of the sum and of the tasks.
+        // The base, a task vector and, in f64, its component outside the common subspace; singular vectors of the sum
+        // and of the tasks.
         16 * rows * columns + 8 * 3 * vectors + svd::scratch(rows, columns)
     }
 
@@ -153,7 +154,7 @@ impl MergeMethod for IsoCts {
     }
 }
 
-/// `Σ δᵢ` in f64, because its smallest singular values weigh as much as the largest.
+/// `Σ δᵢ` in f64, because its smallest singular values get the same weight as the largest.
 fn sum(group: &TensorGroup<'_>) -> Result<Vec<f64>, Error> {
     let mut sum = vec![0.0; group.elements()];
     svd::each_task_vector(group, |_, delta| {
@@ -167,7 +168,7 @@ fn mean(s: &[f64]) -> f64 {
     s.iter().sum::<f64>() / s.len().max(1) as f64
 }
 
-/// A matrix times a factor, row-major and rounded.
+/// A matrix times a factor, row-major and rounded to f32.
 fn scaled(a: MatRef<'_, f64>, factor: f64) -> Vec<f32> {
     let mut values = Vec::with_capacity(a.nrows() * a.ncols());
     (0..a.nrows()).for_each(|i| values.extend(a.row(i).iter().map(|v| (factor * v) as f32)));

@@ -11,17 +11,18 @@ use super::settings_error::SettingsError;
 use crate::Error;
 use crate::tensor::TensorGroup;
 
-/// Mean of all inputs on the sphere, times their mean norm: `m · Σ ‖θᵢ‖ / n`, where the directions `uᵢ = θᵢ / ‖θᵢ‖`
-/// seen from `m` cancel out: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`, `cos φᵢ = uᵢ · m`. Tensors are treated as
-/// vectors.
+/// Mean of all inputs on the sphere, times their mean norm: `m · Σ ‖θᵢ‖ / n`, where `m` is the point from which the
+/// tangent vectors to the directions `uᵢ = θᵢ / ‖θᵢ‖` sum to zero: `Σ φᵢ / sin φᵢ · (uᵢ − cos φᵢ · m) = 0`,
+/// `cos φᵢ = uᵢ · m`. Tensors are treated as vectors.
 ///
-/// Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models arXiv 2603.04972. All inputs have the
-/// same weight, a base is one of them, and inputs of norm at most `tol` do not count for the direction, but for the
-/// mean norm, as in mergekit. The iteration works on coefficients of the inputs, not on weights. An input opposite to
-/// the mean, for which no shortest path is unique, is ignored.
+/// Karcher, "Riemannian center of mass and mollifier smoothing", 1977; for models arXiv 2603.04972. All inputs,
+/// including a base, have the same weight. As in mergekit, inputs with a norm of at most `tol` contribute to the mean
+/// norm, but not to the direction. The iteration updates coefficients of the inputs, not tensors. An input opposite to
+/// the mean is ignored, because the shortest path to it is not unique.
 #[derive(Clone, Debug)]
 pub struct Karcher {
-    /// Maximum number of iterations; 10 in mergekit. With 0, the result is the direction of the mean.
+    /// Maximum number of iterations; 10 in mergekit. With 0, the result has the direction of the arithmetic mean of the
+    /// `uᵢ`.
     pub max_iter: usize,
     /// Step size in radians at which the iteration stops; at least 0, 1e-5 in mergekit.
     pub tol: f64,
@@ -74,7 +75,8 @@ impl Karcher {
         coefficients
     }
 
-    /// The mean of unit vectors, as coefficients of them; the first where they cancel out.
+    /// The mean of unit vectors on the sphere, as their coefficients; the iteration starts at the first vector if they
+    /// cancel out.
     fn mean(&self, cosines: &Gram, tol: f64) -> Vec<f64> {
         let n = cosines.size();
         let chords = vec![1.0 / n as f64; n];
@@ -104,7 +106,7 @@ impl Karcher {
     }
 }
 
-/// The combination at length one, if it is longer than `tol`.
+/// Scales a combination to length 1; `None` if its norm is at most `tol`.
 fn normalized(gram: &Gram, c: Vec<f64>, tol: f64) -> Option<Vec<f64>> {
     let norm = gram.norm_with(&c);
     (norm > tol).then(|| c.into_iter().map(|c| c / norm).collect())
@@ -144,12 +146,12 @@ mod tests {
         for (method, expected) in cases {
             let out = karcher(&method, &MODELS);
             assert!(out.iter().zip(expected).all(|(x, y)| (x - y).abs() < 1e-6), "{out:?}");
-            // A base is one more input.
+            // A base is an additional input.
             assert_eq!(merged(&method, &[3], Some(MODELS[0]), &MODELS[1..]).unwrap(), out);
         }
     }
 
-    /// Two vectors have their mean half-way on the arc.
+    /// The mean of two vectors is halfway along the arc.
     #[test]
     fn of_two_it_is_slerp() {
         let mean = karcher(&DEFAULT, &[&[1.0, 2.0], &[-2.0, 1.0]]);
@@ -166,7 +168,7 @@ mod tests {
         let halves = karcher(&DEFAULT, &[&[0.0; 3], &x]);
         assert!(halves.iter().zip(x).all(|(y, x)| (y - x / 2.0).abs() < 1e-7), "{halves:?}");
         assert!(karcher(&DEFAULT, &[&[], &[]]).is_empty());
-        // The first of two opposite directions, at the mean length.
+        // The first of two opposite directions, with the mean norm.
         for tol in [1e-5, 0.0, -1.0] {
             let out = karcher(&Karcher { max_iter: 100, tol }, &[&[1.0, 2.0], &[-3.0, -6.0]]);
             assert!((out[0] - 2.0).abs() < 1e-6 && (out[1] - 4.0).abs() < 1e-6, "{out:?}");

@@ -14,7 +14,7 @@ use crate::tensor::{TensorGroup, Values};
 
 /// KnOTS: task vectors are merged in the basis of their joint singular vectors, where they are aligned.
 ///
-/// `[δ₁ … δ_T] = U diag(σ) [V₁ᵀ … V_Tᵀ]`, side by side along columns; `θ = θ₀ + U diag(σ) M`, where `M` is the merge of
+/// `[δ₁ … δ_T] = U diag(σ) [V₁ᵀ … V_Tᵀ]`, concatenated along columns; `θ = θ₀ + U diag(σ) M`, where `M` is the merge of
 /// the `Vᵢᵀ` by [`Knots::merge`]: TIES in the paper's KnOTS-TIES, the plain mean, or any other merge of task vectors,
 /// with its own weights, densities and λ. Tensors that are not matrices are merged directly by that method.
 ///
@@ -26,7 +26,7 @@ use crate::tensor::{TensorGroup, Values};
 /// exactly: the entry of `uᵢ` with the largest magnitude is made positive.
 #[derive(Clone, Debug)]
 pub struct Knots {
-    /// Merge of the tasks' parts.
+    /// Merge of the `Vᵢᵀ`.
     pub merge: TaskVectors,
     /// Whether to merge `diag(σ) Vᵢᵀ` instead of `Vᵢᵀ`.
     pub scaled: bool,
@@ -39,7 +39,7 @@ pub(super) const INFO: MethodInfo = MethodInfo {
     parameters: &["weight", "density", "lambda", "scaled", "election", "divisor"],
     own_parameters: &[ParameterInfo::choice("scaled", "trim Σ Vᵀ instead of Vᵀ", "true or false")],
     decomposes: true,
-    // Whatever the profile: no other tool has it.
+    // The same for all profiles: no other tool has this method.
     defaults: |_| elected(Profile::Method, Divisor::Count).with("density", 1.0).with("scaled", false),
     ..MethodInfo::new("knots", build)
 };
@@ -55,7 +55,7 @@ fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Settings
     Ok(Box::new(Knots { merge: task_vectors(settings, Sparsify::Magnitude { density })?, scaled }))
 }
 
-/// Singular values that the authors' code leaves out.
+/// Singular values up to this one are dropped in the authors' code.
 const LEAST: f64 = 1e-5;
 
 impl MergeMethod for Knots {
@@ -66,8 +66,8 @@ impl MergeMethod for Knots {
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
         let Some([rows, columns]) = svd::matrix_shape(group) else { return self.merge.workspace(group) };
         let joint = group.models.len() * columns;
-        // All task vectors, singular vectors and parts in f32, of which two are held at a time; base and a task vector, or
-        // merged parts.
+        // In f32: all task vectors, singular vectors and parts, of which two are in memory at a time; the base and a
+        // task vector, or the merged parts.
         4 * rows * joint + 4 * rows.min(joint) * (rows + joint) + 16 * rows * columns + svd::scratch(rows, joint)
     }
 
@@ -109,7 +109,7 @@ impl MergeMethod for Knots {
 }
 
 impl Knots {
-    /// Singular triplets of `[δ₁ … δ_T]`, without those that are left out.
+    /// Singular triplets of `[δ₁ … δ_T]`, without those of dropped singular values.
     fn joint(&self, group: &TensorGroup<'_>, algebra: &Algebra<'_>) -> Result<Triplets<f32>, Error> {
         let (columns, joint) = (group.shape[1], group.shape[1] * group.models.len());
         let mut values = vec![0.0f32; group.shape[0] * joint];
@@ -128,7 +128,7 @@ impl Knots {
     }
 }
 
-/// Merges the tasks' parts as if they were task vectors of a tensor of that shape.
+/// Merges the tasks' parts as if they were task vectors of a tensor of this shape.
 fn merge_parts(
     method: &TaskVectors,
     group: &TensorGroup<'_>,
@@ -184,7 +184,7 @@ mod tests {
         assert_close(&merge(&Knots { merge: ties(2, 0.5), scaled: true }, [3, 4], &deltas), &expected, 1e-5);
     }
 
-    /// What is linear does not see the basis; more rows than all columns together, and fewer.
+    /// Linear merges do not depend on the basis. Tests more rows than all columns together, and fewer.
     #[test]
     fn a_mean_in_the_joint_basis_is_the_mean() {
         for shape in [[20, 6], [6, 20]] {

@@ -33,7 +33,7 @@ struct Settings {
     normalize: bool,
 }
 
-/// Weights that cannot be divided by their sum.
+/// The error for weights that cannot be divided by their sum, because it is zero.
 const NO_SUM: SettingsError = SettingsError::WeightsSumToZero { switch: "normalize" };
 
 fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, SettingsError> {
@@ -50,7 +50,8 @@ impl MergeMethod for Linear {
         if self.normalize && total == 0.0 {
             return Err(undefined(group, "linear", NO_SUM.into()));
         }
-        // Dividing the weights instead of the sum would round x to something else where all models hold x.
+        // Divides the sum and not the weights, because rounded weights could change a value that is the same in all
+        // models.
         Ok(Box::new(move |piece: &mut Piece, out: &mut [f32]| {
             for (weight, model) in self.weights.iter().zip(&piece.models) {
                 kernels::add_scaled(out, *weight, model);

@@ -9,38 +9,42 @@ use crate::tensor::{Piece, TensorGroup, runs};
 /// ([`MergeMethod::prepare`]: norms, thresholds, decompositions), and then merges it piece by piece
 /// ([`MergePieces::merge`]).
 pub trait MergeMethod: Send + Sync {
-    /// Whether a piece has to hold whole rows (of the last dimension).
+    /// Whether pieces must contain whole rows (of the last dimension).
     fn whole_rows(&self) -> bool {
         false
     }
 
-    /// Whether [`MergePieces::merge`] wants the models' values as differences from the base's. Such a method has a base.
+    /// Whether [`MergePieces::merge`] takes task vectors (differences of the models from the base) instead of weights.
+    /// Such a method has a base.
     fn task_vectors(&self) -> bool {
         false
     }
 
-    /// Whether the merge of a lone input is that input, so that its bytes may be copied as they are.
+    /// Whether merging a single input returns it unchanged, so that its bytes can be copied.
     fn copies(&self) -> bool {
         false
     }
 
-    /// Whether the method reads the whole tensor before it merges its pieces, both in pieces that need not be whole rows.
+    /// Whether the method reads the whole tensor before it merges the pieces, and does both in pieces that need not be
+    /// whole rows.
     fn reads_twice(&self, _group: &TensorGroup<'_>) -> bool {
         false
     }
 
-    /// Bytes that the method holds beside pieces for a tensor; estimated from above, without reading it.
+    /// Workspace memory for a tensor in bytes, in addition to pieces: an upper estimate, made without reading the
+    /// tensor.
     fn workspace(&self, _group: &TensorGroup<'_>) -> usize {
         0
     }
 
-    /// Work for a tensor, in any unit; only ratios between tensors count.
+    /// Estimated work for a tensor, in arbitrary units; only ratios between tensors matter.
     fn cost(&self, group: &TensorGroup<'_>) -> f64 {
         (group.elements() * (group.models.len() + 1)) as f64
     }
 
-    /// This tensor's part of norms over the whole model, for a method that scales by these; `None` for others. With `keep`,
-    /// what the merge would compute once more may be kept, in [`MergeMethod::kept`] bytes.
+    /// The contribution of this tensor to norms over the whole model, for methods that scale by them; `None` for
+    /// others. With `keep`, the method can also return results that the merge would have to recompute;
+    /// they take [`MergeMethod::kept`] bytes.
     ///
     /// # Errors
     /// Returns an error if reading fails.
@@ -48,38 +52,38 @@ pub trait MergeMethod: Send + Sync {
         Ok(None)
     }
 
-    /// Bytes of what [`MergeMethod::measure`] keeps of a tensor.
+    /// Size in bytes of the results that [`MergeMethod::measure`] keeps for a tensor.
     fn kept(&self, _group: &TensorGroup<'_>) -> usize {
         0
     }
 
-    /// The method with norms over the whole model and what was kept of a tensor, where it has use for them.
+    /// The method with norms over the whole model and the results kept for a tensor; `None` if it does not use them.
     fn with_norms(&self, _norms: &OpcmNorms, _kept: Option<Vec<f32>>) -> Option<Box<dyn MergeMethod>> {
         None
     }
 
-    /// Looks at the tensor and returns what merges its pieces.
+    /// Prepares the merge of a tensor, for which it can read the whole tensor, and returns the merge of its pieces.
     ///
     /// # Errors
-    /// Returns an error if reading fails, or [`Error::Undefined`] if the method has no answer for these values.
+    /// Returns an error if reading fails, or [`Error::Undefined`] if the method is not defined for these values.
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error>;
 }
 
-/// Bytes of a tensor at most that are kept between two passes over it. Larger ones are read again.
+/// Maximum size in bytes of a tensor that is kept in memory between two passes over it. Larger tensors are read again.
 const MOST_HELD: usize = 32 << 20;
 
-/// Bytes of a tensor that are worth keeping between two passes over it.
+/// Number of bytes of a tensor to keep in memory between two passes over it: all or none.
 pub(crate) fn held_bytes(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> usize {
     let bytes = group.bytes();
     if bytes <= MOST_HELD && method.reads_twice(group) { bytes } else { 0 }
 }
 
-/// What [`MergeMethod::measure`] says of a tensor.
+/// Result of [`MergeMethod::measure`] for a tensor.
 #[derive(Clone, Debug, Default)]
 pub struct Measured {
-    /// Its part of the norms over the model.
+    /// Contribution of the tensor to the norms over the model.
     pub norms: OpcmNorms,
-    /// What the merge need not compute again.
+    /// Results that the merge does not have to recompute.
     pub kept: Option<Vec<f32>>,
 }
 
@@ -88,7 +92,7 @@ pub trait MergePieces: Sync {
     /// Writes the merged values of a piece to `out`, which is as long as the piece. The piece may be overwritten.
     fn merge(&self, piece: &mut Piece, out: &mut [f32]);
 
-    /// What a later merge needs to go on from this one, as [`crate::methods::Opcm`] does.
+    /// State from which a later merge can continue, as in [`crate::methods::Opcm`].
     fn state(&self) -> Option<serde_json::Value> {
         None
     }
@@ -117,8 +121,9 @@ pub fn merge_tensor(method: &dyn MergeMethod, group: &TensorGroup<'_>) -> Result
     Ok(merge_runs(method, group, collect, |_, values| Ok(values))?.0.concat())
 }
 
-/// Merges all pieces of a tensor: `each` adds a piece's values to what `end` then gets for the pieces that were read together,
-/// with the place of their first element. Returns the results of `end` in order, and the method's state.
+/// Merges all pieces of a tensor. `each` accumulates the values of the pieces that are read together; `end` receives
+/// the index of their first element and the accumulated values. Returns the results of `end` in order, and the method's
+/// state.
 pub(crate) fn merge_runs<A: Default, R: Send>(
     method: &dyn MergeMethod,
     group: &TensorGroup<'_>,
@@ -139,7 +144,7 @@ pub(crate) fn merge_runs<A: Default, R: Send>(
     Ok((results, prepared.state()))
 }
 
-/// The error of a method that has no answer for a tensor.
+/// The error of a method that is not defined for a tensor.
 pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, kind: Undefined) -> Error {
     Error::Undefined { tensor: group.name.to_owned(), method, kind }
 }

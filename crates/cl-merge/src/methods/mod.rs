@@ -1,4 +1,5 @@
-//! The methods, one per file, and the list of them. Methods with a common equation share its implementation.
+//! The merge methods, one per file, and the list of all methods. Methods with a common equation share its
+//! implementation.
 
 mod arcee_fusion;
 mod breadcrumbs;

@@ -14,8 +14,8 @@ use crate::tensor::TensorGroup;
 /// `θ = t · mean(θᵢ) + (1−t) θ₀`, `t = N cos φ / (1 + (N−1) cos φ)`, with `cos φ` the mean cosine between task vectors.
 ///
 /// Jang, Yun and Han, "Model Stock", arXiv 2403.19522. The paper uses layers as vectors. As in mergekit, vectors are
-/// tensors here, or rows with `filter_wise`; a product of norms is at least 1e-6; and if the divisor is zero, the base
-/// is returned.
+/// tensors here, or rows with `filter_wise`; products of norms below 1e-6 are replaced by 1e-6; and if the divisor is
+/// zero, the base is returned.
 #[derive(Clone, Debug)]
 pub struct ModelStock {
     /// Whether to use one ratio `t` per row (of the last dimension) instead of per tensor.
@@ -118,7 +118,7 @@ mod tests {
             let out = |a: &[f32], b: &[f32]| merged(&method, &[2], Some(base), &[a, b]).unwrap();
             assert_eq!(out(base, base), base);
             assert_eq!(out(&[2.0, 3.0], &[2.0, 3.0]), [2.0, 3.0]);
-            // Task vectors at right angles share nothing, opposite ones have no estimate: the base remains.
+            // For orthogonal task vectors, `t` is zero; for opposite ones, the divisor. Both return the base.
             assert_eq!(out(&[2.0, -2.0], &[1.0, 5.0]), base);
             assert_eq!(out(&[2.0, 0.0], &[0.0, -4.0]), base);
             assert!(merged(&method, &[0], Some(&[]), &[&[], &[]]).unwrap().is_empty());

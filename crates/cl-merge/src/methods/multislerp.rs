@@ -23,7 +23,7 @@ pub struct MultiSlerp {
     pub weights: Vec<f64>,
     /// Whether to divide the weights by their sum, which then must not be zero.
     pub normalize_weights: bool,
-    /// Added to norms before division, and the norm of `m` below which it has no direction; at least 0, 1e-8 in
+    /// Added to norms before division, and the norm of `m` up to which its direction is undefined; at least 0, 1e-8 in
     /// mergekit.
     pub eps: f64,
 }
@@ -78,9 +78,9 @@ fn coefficients(gram: &Gram, weights: &[f64], eps: f64) -> Option<Vec<f64>> {
     let unit = |(w, norm): (&f64, &f64)| if *norm > 0.0 { w / (norm + eps) } else { 0.0 };
     let mean: Vec<f64> = weights.iter().zip(&norms).map(unit).collect();
     let length = gram.norm_with(&mean);
-    // Rounded f32 vectors of unit length are known to about 1e-7, and so is what is left where they cancel out.
+    // Unit vectors in f32 are accurate to about 1e-7, and so is their sum if they cancel out.
     if length <= eps || length < 1e-7 * weights.iter().map(|w| w.abs()).sum::<f64>() {
-        // Nothing but zeros, as where no model has changed the tensor, has no direction and needs none.
+        // If all vectors are zero, for example because no model changed the tensor, no direction is needed.
         let linear = weights.len() == 2 || norms.iter().all(|&norm| norm == 0.0);
         return linear.then(|| weights.to_vec());
     }
@@ -130,7 +130,7 @@ mod tests {
         close(&merged(&method, &[3], None, &[&x, &x, &x]).unwrap(), &x);
         // No model changed the tensor.
         assert_eq!(merged(&method, &[3], Some(&x), &[&x, &x, &x]).unwrap(), x);
-        // A zero vector has no direction, but takes its share of the length.
+        // A zero vector has no direction, but contributes to the mean norm.
         close(&merged(&multislerp(&[1.0, 1.0]), &[3], None, &[&x, &zero]).unwrap(), &x.map(|x| x / 2.0));
         assert_eq!(merged(&multislerp(&[5.0]), &[3], Some(&zero), &[&x]).unwrap(), x);
         assert!(merged(&method, &[0], None, &[&[], &[], &[]]).unwrap().is_empty());

@@ -60,7 +60,7 @@ fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Settings
     Ok(Box::new(NuSlerp { weights, row_wise: nuslerp_row_wise, flatten: nuslerp_flatten }))
 }
 
-/// Pieces whose sums by column are held at a time.
+/// Number of pieces whose column sums are in memory at the same time.
 const BATCH: usize = 1024;
 
 impl MergeMethod for NuSlerp {
@@ -83,7 +83,7 @@ impl MergeMethod for NuSlerp {
         }
         let vectors = Vectors::of(group);
         let of_gram = |gram: &Gram| self.coefficients(gram.dot(0, 0), gram.dot(0, 1), gram.dot(1, 1)).to_vec();
-        // A vector is its own row and its own column.
+        // A one-dimensional tensor is both a row and a column.
         if self.flatten || group.shape.len() < 2 {
             combine(group, vectors, |gram| Ok(of_gram(gram)))
         } else if self.row_wise {
@@ -95,22 +95,23 @@ impl MergeMethod for NuSlerp {
 }
 
 impl NuSlerp {
-    /// Coefficients of two vectors with these squared norms and that inner product.
+    /// Coefficients of two vectors, from their squared norms `aa` and `bb` and their inner product `ab`.
     fn coefficients(&self, aa: f64, ab: f64, bb: f64) -> [f64; 2] {
         let total = self.weights[0] + self.weights[1];
         let t = if total.abs() < 1e-6 { 0.5 } else { self.weights[1] / total };
         let cosine = (ab / (aa.sqrt().max(1e-7) * bb.sqrt().max(1e-7))).clamp(-1.0, 1.0);
-        // In f32, because that is how exactly the vectors know their angle: in f64, rounded antiparallel vectors would have a sine
-        // above zero to divide by.
+        // In f32, the precision to which the vectors determine their angle: in f64, rounded antiparallel vectors would
+        // have a small nonzero sine as the divisor.
         let rounded = cosine as f32;
         if 1.0 - rounded * rounded <= 1e-16 { [1.0 - t, t] } else { arc(cosine, t) }
     }
 
-    /// Every column, dimension 0 against all others, by its own coefficients.
+    /// Combines each column, a vector along dimension 0, with its own coefficients.
     fn by_columns<'t>(&self, group: &TensorGroup<'_>, vectors: Vectors) -> Result<Box<dyn MergePieces + 't>, Error> {
         let width: usize = group.shape[1..].iter().product();
         let mut sums = vec![[0.0f64; 3]; width];
-        // In batches, because one sum per column and piece may not fit, and in order, so that threads make no difference.
+        // In batches, because the sums of all columns and pieces may not fit into memory, and in order, so that the
+        // result does not depend on the number of threads.
         for batch in group.pieces(false).chunks(BATCH) {
             for (start, part) in group.map_pieces(batch, |piece| (piece.start, column_sums(piece, vectors, width)))? {
                 for (i, part) in part.into_iter().enumerate() {
@@ -132,7 +133,7 @@ impl NuSlerp {
     }
 }
 
-/// `a·a`, `a·b` and `b·b` for each column that the piece touches, beginning with that of its first element.
+/// `a·a`, `a·b` and `b·b` for each column that the piece touches, starting with the column of its first element.
 fn column_sums(piece: &mut Piece, vectors: Vectors, width: usize) -> Vec<[f64; 3]> {
     let touched = width.min(piece.len());
     let mut sums = vec![[0.0f64; 3]; touched];
@@ -188,7 +189,8 @@ mod tests {
     const ROWS_OUT: [f32; 6] = [1.883_706, 2.101_901, 1.764_926, 3.507_34, 7.425_891, -2.351_541];
     const COLUMNS_OUT: [f32; 6] = [1.541_879, 1.610_537, 9.355_548, 3.050_642, 5.840_779, -10.225_185];
 
-    /// Columns wider than a piece and narrower than one, on tensors of several pieces; the other dimension is a matter of strides.
+    /// Rows longer and shorter than a piece, on tensors of several pieces, compared with the rows of the transposed
+    /// tensor.
     #[test]
     fn columns_are_the_rows_of_the_transpose() {
         for [rows, columns] in [[3, PIECE + 7], [PIECE / 2 + 3, 5]] {
@@ -211,7 +213,7 @@ mod tests {
         let (a, b) = ([1.0, 2.0, 3.0, 4.0, 5.0, -6.0, 7.0, 8.0], [2.0, 1.0, -1.0, 1.0, 7.0, 2.0, 0.0, 1.0]);
         let out = |shape: &[usize]| merged(&COLUMNS, shape, None, &[&a, &b]).unwrap();
         assert_eq!(out(&[2, 2, 2]), out(&[2, 4]));
-        // A vector has one column, all of it.
+        // A one-dimensional tensor is a single column.
         let flat = merged(&FLAT, &[8], None, &[&a, &b]).unwrap();
         assert_eq!(out(&[8]), flat);
         assert_eq!(merged(&ROWS, &[8], None, &[&a, &b]).unwrap(), flat);
@@ -228,7 +230,7 @@ mod tests {
             assert_eq!(out(None, &zero, &zero), zero);
             // 0.6 x − 1.2 x.
             close(&out(None, &x, &opposite), &x.map(|x| -0.6 * x));
-            // A zero vector is orthogonal to all: sin(0.6 · 90°) of the other.
+            // A zero vector counts as orthogonal to all others: sin(0.6 · 90°) of the other.
             close(&out(None, &x, &zero), &x.map(|x| 0.809_017 * x));
             assert!(merged(&method, &[0, 4], None, &[&[], &[]]).unwrap().is_empty());
             assert!(merged(&method, &[4, 0], Some(&[]), &[&[], &[]]).unwrap().is_empty());

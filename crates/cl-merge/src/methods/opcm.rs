@@ -12,7 +12,7 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// OPCM: merges models one after another, in order, and projects each new task vector off the previous merge.
+/// OPCM: merges models one after another and projects directions of the previous merge out of each new task vector.
 ///
 /// `S₁ = δ₁`, `Sₜ = Sₜ₋₁ + P(δₜ)`, `θ = θ₀ + S_T / λ_T` with `λ_T = ‖S_T‖ / mean(‖δ₁‖ … ‖δ_T‖)`: the merge has the same
 /// distance from the base as its models on average. With `Sₜ₋₁ = U diag(σ) Vᵀ`, `P` removes the component selected by
@@ -25,16 +25,16 @@ use crate::tensor::{Piece, TensorGroup, kernels};
 #[derive(Clone, Debug)]
 pub struct Opcm {
     /// Maximum fraction of the sum of singular values, in [0, 1], for the leading singular vectors; 0.5 in the paper.
-    /// At 1, the code protects only the diagonal, this implementation everything.
+    /// At 1, the authors' code protects only the diagonal, this implementation everything.
     pub alpha: f64,
     /// Component to remove in addition to the diagonal.
     pub projection: Projection,
     /// Result of an earlier merge. The first model is then that merge, and the others are new.
     pub previous: Option<OpcmState>,
-    /// Whether one λ holds for the whole model: then [`MergeMethod::measure`] has something to say, and
-    /// [`MergeMethod::with_norms`] takes the sum of it.
+    /// Whether one λ is used for the whole model. If so, [`MergeMethod::measure`] returns the norms of each tensor, and
+    /// [`MergeMethod::with_norms`] takes their sum.
     pub over_model: bool,
-    /// Norms over the whole model: the sum of what [`Opcm::measure`] says of every tensor.
+    /// Norms over the whole model: the sum of the results of [`Opcm::measure`] for all tensors.
     pub norms: Option<OpcmNorms>,
 }
 
@@ -100,7 +100,8 @@ impl MergeMethod for Opcm {
     fn workspace(&self, group: &TensorGroup<'_>) -> usize {
         let Some([rows, columns]) = svd::matrix_shape(group) else { return 0 };
         let short = rows.min(columns);
-        // The sum in f64 and in f32, base and task vector as read and projected; singular vectors and coordinates.
+        // The sum in f64 and f32, the base, the task vector before and after projection; singular vectors and
+        // coordinates.
         24 * rows * columns
             + 4 * short * (rows + columns)
             + svd::scratch(rows, columns).max(4 * short * (2 * columns + short))
@@ -156,7 +157,7 @@ impl MergeMethod for Opcm {
     }
 }
 
-/// A matrix whose `S_T` is there already.
+/// The merge of a matrix whose `S_T` has already been computed.
 struct Summed {
     method: Opcm,
     sum: Vec<f32>,
@@ -175,10 +176,10 @@ impl MergeMethod for Summed {
 }
 
 impl Opcm {
-    /// This tensor's part of the norms over a model. It takes as long as the merge.
+    /// The contribution of this tensor to the norms over a model. This takes as long as the merge.
     ///
     /// # Errors
-    /// Returns an error if the merge does.
+    /// Returns an error under the same conditions as the merge.
     pub fn measure(&self, group: &TensorGroup<'_>) -> Result<OpcmNorms, Error> {
         let (algebra, start) = (Algebra::new(group, "opcm")?, self.start(group)?);
         if group.is_matrix() { Ok(self.sum(&algebra, group, start)?.1) } else { sum_norms(group, start) }
@@ -194,12 +195,12 @@ impl Opcm {
         let models = start.models + norms.task_vectors.len();
         let norm_sum = start.norm_sum + norms.task_vectors.iter().map(|x| x.sqrt()).sum::<f64>();
         let lambda = norms.sum.sqrt() / (norm_sum / models as f64);
-        // Where nothing has changed there is nothing to scale.
+        // If no model has changed the tensor, there is nothing to scale.
         let lambda = if norms.sum > 0.0 && lambda.is_finite() { lambda } else { 1.0 };
         OpcmTensor { models, lambda, norm_sum }
     }
 
-    /// `S_T` of a matrix, row-major, and norms.
+    /// `S_T` of a matrix, row-major, and the norms.
     fn sum(
         &self,
         algebra: &Algebra<'_>,
@@ -225,7 +226,7 @@ impl Opcm {
         Ok((sum, norms))
     }
 
-    /// `P(δ)`.
+    /// Replaces `δ` by `P(δ)`.
     fn remove_shared(&self, algebra: &Algebra<'_>, merged: &Triplets<f32>, delta: &mut [f32], shape: &[usize]) {
         let Triplets { u, s, v } = merged;
         let limit = self.alpha * s.iter().sum::<f64>();
@@ -235,7 +236,7 @@ impl Opcm {
         });
         let r = running.take_while(|&sum| self.alpha >= 1.0 || sum <= limit).count();
         let (u_leading, v_leading) = (u.subcols(0, r), v.subcols(0, r));
-        // Rows of Uᵀ δ, as columns.
+        // `δᵀ U`: the rows of `Uᵀ δ` as columns.
         let left = algebra.product_f32(svd::matrix(delta, shape).transpose(), u.as_ref());
         let mut removed = v.clone();
         for j in r..s.len() {
@@ -262,7 +263,7 @@ impl Opcm {
     }
 }
 
-/// `S_T` of a piece that is not of a matrix.
+/// `S_T` of a piece of a tensor that is not a matrix.
 fn sum_piece(piece: &mut Piece, lambda: f32, out: &mut [f32]) {
     piece.subtract_base();
     for (model, delta) in piece.models.iter().enumerate() {
@@ -287,7 +288,7 @@ fn sum_norms(group: &TensorGroup<'_>, start: OpcmTensor) -> Result<OpcmNorms, Er
     Ok(norms)
 }
 
-/// Pieces of a merge that can be gone on from.
+/// Merges pieces and returns the state from which a later merge can continue.
 struct Merged<P> {
     pieces: P,
     state: OpcmTensor,
@@ -344,7 +345,7 @@ mod tests {
         assert_close(&merge(&opcm(Projection::Complement), [3, 4], &deltas), &expected, 1e-5);
     }
 
-    /// As many models at once as in several steps, for matrices and for other tensors, with a base that is not zero.
+    /// Merging models at once and in several steps is equivalent, for matrices and other tensors, with a nonzero base.
     #[test]
     fn a_sequence_can_be_merged_as_it_grows() {
         for (shape, projection) in [
@@ -398,7 +399,7 @@ mod tests {
         for projection in [Projection::Leading, Projection::Complement] {
             let twice: Vec<f32> = delta.iter().map(|x| 2.0 * x).collect();
             let merged = merge(&Opcm { alpha: 0.5, ..opcm(projection) }, [6, 8], &[delta.clone(), twice]);
-            // Its direction stays, at the mean norm.
+            // The result has the same direction and the mean norm.
             assert_close(&merged, &delta.iter().map(|x| 1.5 * x).collect::<Vec<f32>>(), 1e-5);
         }
     }

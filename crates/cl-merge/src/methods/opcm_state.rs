@@ -1,28 +1,29 @@
-//! State that OPCM keeps from tensor to tensor, and from one merge to the next.
+//! State that OPCM carries from tensor to tensor and from one merge to the next.
 
 use std::collections::BTreeMap;
 use std::ops::AddAssign;
 
 use serde::{Deserialize, Serialize};
 
-/// Where a merge stands, per tensor.
+/// State of a merge, by tensor name.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct OpcmState(pub BTreeMap<String, OpcmTensor>);
 
-/// Where the merge of one tensor stands; [`crate::MergePieces::state`] has it as JSON.
+/// State of the merge of one tensor; [`crate::MergePieces::state`] returns it as JSON.
 #[derive(Clone, Copy, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct OpcmTensor {
-    /// How many models were merged.
+    /// Number of merged models.
     pub models: usize,
     /// `λ_T`.
     pub lambda: f64,
-    /// Sum of the norms of their task vectors: of this tensor, or of the whole model where that was merged by its norms.
+    /// Sum of the norms of their task vectors: of this tensor, or of the whole model if it was scaled by norms over the
+    /// model.
     pub norm_sum: f64,
 }
 
-/// Squared norms, which add up over tensors.
+/// Squared norms, which can be summed over tensors.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct OpcmNorms {
     /// `‖δ‖²` of each new model.

@@ -1,22 +1,22 @@
 //! Descriptions of parameters, and the parameters shared by several methods.
 
-/// One parameter.
+/// Description of a parameter.
 #[derive(Clone, Copy, Debug)]
 pub struct ParameterInfo {
-    /// Its name in files.
+    /// Name in merge files.
     pub name: &'static str,
-    /// Its effect.
+    /// Effect.
     pub meaning: &'static str,
-    /// Its valid values.
+    /// Valid values, in words.
     pub range: &'static str,
-    /// Bounds of a number.
+    /// Bounds of a numeric parameter.
     pub bounds: (f64, f64),
     /// Whether it can be set per model.
     pub per_model: bool,
 }
 
 impl ParameterInfo {
-    /// A number within `bounds`, one for all models.
+    /// A numeric parameter within `bounds`, with one value for all models.
     pub const fn number(
         name: &'static str,
         meaning: &'static str,
@@ -26,7 +26,7 @@ impl ParameterInfo {
         ParameterInfo { name, meaning, range, bounds, per_model: false }
     }
 
-    /// A word, a boolean or a path.
+    /// A parameter that is a word, a boolean or a path.
     pub const fn choice(name: &'static str, meaning: &'static str, range: &'static str) -> ParameterInfo {
         ParameterInfo { name, meaning, range, bounds: INFINITE, per_model: false }
     }
@@ -39,7 +39,7 @@ impl ParameterInfo {
 
 /// Bounds of any finite number.
 pub(super) const INFINITE: (f64, f64) = (f64::MIN, f64::MAX);
-/// Bounds of a share.
+/// Bounds of a fraction.
 pub(super) const SHARE: (f64, f64) = (0.0, 1.0);
 
 /// Parameters that several methods share.

@@ -9,7 +9,7 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// The one input, base or model, times a scale: `θ = scale · θ₁`.
+/// The only input, base or model, times a scale: `θ = scale · θ₁`.
 ///
 /// Used to stack layers of several models. A scale of zero for the last projections of a block (`o_proj`, `down_proj`)
 /// turns the block into the identity.

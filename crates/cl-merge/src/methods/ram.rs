@@ -1,4 +1,4 @@
-//! RAM: means over the models that changed an entry. RAM+ also scales up entries that a single model changed.
+//! RAM: the mean over the models that changed an entry. RAM+ also scales up entries that a single model changed.
 //!
 //! Yuan et al., "Behavior Knowledge Merge in Reinforced Agentic Models", arXiv 2601.13572.
 
@@ -13,22 +13,23 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup};
 
-/// Reinforced Agent Merging. Model `i` changes an entry if `|δᵢ| > epsilon`, and `c` is the number of models that change it:
+/// Reinforced Agent Merging. Model `i` changes an entry if `|δᵢ| > epsilon`, and `c` is the number of models that
+/// change it:
 ///
 /// - `c = 0`, unchanged: `θ = θ₀`;
 /// - `c = 1`, unique to model `i`: `θ = θ₀ + fᵢ δᵢ`;
 /// - `c ≥ 2`, shared: `θ = θ₀ + Σ δᵢ / c`, over the models that change it.
 ///
-/// RAM has `fᵢ = 1`, RAM+ `fᵢ = 1 + r · min(alpha, sᵢ / uᵢ)`, where model `i` changes `sᵢ` shared and `uᵢ` unique entries of
-/// the tensor.
+/// RAM has `fᵢ = 1`, RAM+ `fᵢ = 1 + r · min(alpha, sᵢ / uᵢ)`, where model `i` changes `sᵢ` shared and `uᵢ` unique
+/// entries of the tensor.
 ///
-/// Yuan et al., arXiv 2601.13572. Counts are per tensor, as in mergekit's `ramplus_tl`; the authors' code counts over the whole
-/// model and has `alpha = 1`.
+/// Yuan et al., arXiv 2601.13572. Counts are per tensor, as in mergekit's `ramplus_tl`; the authors' code counts over
+/// the whole model and has `alpha = 1`.
 #[derive(Clone, Debug)]
 pub struct Ram {
     /// Differences up to this magnitude count as no change; at least 0.
     pub epsilon: f64,
-    /// Scale of the amplification of unique entries; any number, 0 is RAM.
+    /// Scale of the amplification of unique entries; any number, 0 for RAM.
     pub r: f64,
     /// Upper bound of the ratio of shared to unique entries; at least 0.
     pub alpha: f64,
@@ -117,7 +118,7 @@ impl MergeMethod for Ram {
 }
 
 impl Ram {
-    /// Whether a factor can differ from 1. A single model shares nothing.
+    /// Whether a factor can differ from 1. A single model has no shared entries.
     fn amplifies(&self, group: &TensorGroup<'_>) -> bool {
         group.models.len() > 1 && self.r != 0.0 && self.alpha > 0.0
     }
@@ -143,7 +144,7 @@ impl Ram {
         1.0 + self.r * ratio.min(self.alpha)
     }
 
-    /// How many entries of a piece each model changes.
+    /// Number of entries of a piece that each model changes.
     fn count(&self, piece: &mut Piece) -> Vec<Changed> {
         piece.subtract_base();
         let epsilon = self.epsilon as f32;
@@ -188,12 +189,12 @@ impl Ram {
     }
 }
 
-/// How many entries one model changes.
+/// Number of entries that one model changes.
 #[derive(Clone, Default)]
 struct Changed {
-    /// Together with other models.
+    /// Entries that other models also change.
     shared: u64,
-    /// Alone.
+    /// Entries that no other model changes.
     unique: u64,
 }
 
@@ -216,7 +217,8 @@ mod tests {
         merged(method, &[2, 3], Some(&BASE), &MODELS).unwrap()
     }
 
-    /// At 0.5 entries are shared by two, shared by three, unique, unchanged, unique, unique. At the threshold nothing changes.
+    /// At 0.5 entries are shared by two, shared by three, unique, unchanged, unique, unique. At the threshold nothing
+    /// changes.
     #[test]
     fn means_are_over_the_models_that_change_an_entry() {
         assert_eq!(out(&ram(0.5)), [4.0, 2.0, 2.0, 1.0, 2.0, 9.0]);
@@ -226,7 +228,8 @@ mod tests {
         assert_eq!(out(&ram(8.0)), BASE);
     }
 
-    /// At 0.5 the first model changes two shared and two unique entries, the second two and one, the third one and none.
+    /// At 0.5 the first model changes two shared and two unique entries, the second two and one, the third one and
+    /// none.
     #[test]
     fn unique_entries_are_amplified_by_the_ratio_of_shared_to_unique_entries() {
         let plus = |r, alpha| out(&Ram { r, alpha, ..ram(0.5) });
@@ -240,14 +243,14 @@ mod tests {
         }
     }
 
-    /// Only unchanged or only unique entries: no ratio to divide by, or one of zero.
+    /// Only unchanged or only unique entries: the ratio is zero, or its divisor is.
     #[test]
     fn without_shared_entries_nothing_is_amplified() {
         let plus = Ram { r: 1.0, alpha: 1.0, ..ram(0.0) };
         let apart: [&[f32]; 2] = [&[2.0, 1.0, 1.0], &[1.0, 3.0, 1.0]];
         assert_eq!(merged(&plus, &[3], Some(&BASE[..3]), &apart).unwrap(), [2.0, 3.0, 1.0]);
         assert_eq!(merged(&plus, &[6], Some(&BASE), &[&BASE, MODELS[0]]).unwrap(), MODELS[0]);
-        // Of the first model all is shared, of the second one entry of two.
+        // All entries that the first model changes are shared, and one of the two that the second changes.
         let within: [&[f32]; 2] = [&[2.0, 1.0, 1.0], &[4.0, 3.0, 1.0]];
         assert_eq!(merged(&plus, &[3], Some(&BASE[..3]), &within).unwrap(), [3.0, 5.0, 1.0]);
     }

@@ -6,22 +6,23 @@ use crate::tensor::kernels::{self, Chance};
 /// Buffers for ranking the entries of a row by magnitude. Of equal magnitudes, the first has the lowest rank.
 #[derive(Default)]
 pub(super) struct Ranking {
-    /// Key of a magnitude and, in the lower half, its index.
+    /// Key of a magnitude in the upper half and its index in the lower half.
     entries: Vec<u64>,
     /// The bucket of each entry of the row.
     buckets: Vec<u32>,
     /// Number of entries in the buckets before each bucket; at the end, the number of all entries.
     starts: Vec<u32>,
-    /// The chance of each entry of the row.
+    /// The probability of keeping each entry of the row.
     chances: Vec<Chance>,
 }
 
-/// Buckets with more entries are sorted on their own; insertion sort handles the others.
+/// Buckets with more entries than this are sorted separately; insertion sort handles the others.
 const LARGE_BUCKET: u32 = 32;
 
 impl Ranking {
-    /// Keeps each entry of a row with the chance of its rank and sets the others to zero. If `divide`, kept entries are
-    /// divided by their probability. `chances` has one entry per rank, that of the smallest magnitude first.
+    /// Keeps each entry of a row with the probability of its rank and sets the others to zero. If `divide`, kept
+    /// entries are divided by their probability. `chances` has one entry per rank, starting with the smallest
+    /// magnitude.
     pub(super) fn keep(&mut self, row: &mut [f32], random: &[u16], chances: &[Chance], divide: bool) {
         self.sort(row);
         self.chances.resize(row.len(), Chance::default());
@@ -37,7 +38,8 @@ impl Ranking {
 
     /// Sorts the row's entries by ascending magnitude into `entries`, as key and index.
     ///
-    /// Entries are distributed over buckets of equal width, about one for two entries, which leaves little to sort.
+    /// Entries are distributed over buckets of equal width, about one bucket for two entries, which leaves little to
+    /// sort.
     fn sort(&mut self, row: &[f32]) {
         let entry = |i: usize, x: f32| u64::from(x.to_bits() & 0x7fff_ffff) << 32 | i as u64;
         let count = row.len().next_power_of_two() / 2;
@@ -64,8 +66,8 @@ impl Ranking {
         insertion_sort(&mut self.entries);
     }
 
-    /// Puts a row's entries into `count` buckets of equal width, in `buckets` and `starts`. Returns `false` for rows that are
-    /// short or have no finite largest magnitude above zero.
+    /// Puts a row's entries into `count` buckets of equal width, in `buckets` and `starts`. Returns `false` for short
+    /// rows, and if the largest magnitude is zero or not finite.
     fn fill_buckets(&mut self, row: &[f32], count: usize) -> bool {
         let largest = f32::from_bits(kernels::largest_key(row));
         let scale = (count as f32 - 1.0) / largest;
@@ -86,7 +88,7 @@ impl Ranking {
     }
 }
 
-/// Fast if no entry is far from its place.
+/// Insertion sort, which is fast if no entry is far from its sorted position.
 fn insertion_sort(entries: &mut [u64]) {
     for i in 1..entries.len() {
         let entry = entries[i];
@@ -147,7 +149,7 @@ mod tests {
         }
     }
 
-    /// Chances that rise, slowly or within the whole range, are equal or fall.
+    /// Probabilities that increase slowly or over the whole range, are equal, or decrease.
     #[test]
     fn every_entry_is_kept_by_the_chance_of_its_rank() {
         let mut ranking = Ranking::default();

@@ -79,7 +79,7 @@ impl MergeMethod for Sce {
 }
 
 impl Sce {
-    /// Which entries are selected, by keys of variances.
+    /// The selected entries, as a trim by the keys of variances.
     fn select(&self, group: &TensorGroup<'_>) -> Result<Trim, Error> {
         if self.select_topk >= 1.0 {
             return Ok(Trim::ALL);
@@ -92,7 +92,7 @@ impl Sce {
             count
         };
         let nonzero: usize = group.map_task_vectors(&group.pieces(false), count)?.into_iter().sum();
-        // The product in f32, as mergekit has it: 0.29 · 100 is 29, which it is not in f64.
+        // The product is computed in f32, as in mergekit: 0.29 · 100 is 29 in f32, but not in f64.
         let k = (nonzero as f32 * self.select_topk as f32) as usize;
         let trims = keep_largest(group, false, &[k.min(nonzero)], |piece, _, keys| variances(piece, keys))?;
         Ok(trims[0])
@@ -183,12 +183,12 @@ mod tests {
         assert_eq!(sce(0.5, &BASE, &[&x]), BASE);
         assert_eq!(merged(&Sce { select_topk: 1.0 }, &[], Some(&[1.0]), &[&[3.0], &[3.0]]).unwrap(), [3.0]);
         assert!(merged(&Sce { select_topk: 1.0 }, &[4], None, &MODELS).is_err());
-        // Task vectors whose squares are too small to be weighed.
+        // Task vectors whose squares are too small to derive weights from.
         let small = 2.0f32.powi(-13);
         assert_eq!(sce(1.0, &[0.0], &[&[small], &[3.0 * small]]), [2.0 * small]);
     }
 
-    /// Exactly k entries of many pieces, of equal variances the first.
+    /// Selects exactly k entries of many pieces, the first ones if variances are equal.
     #[test]
     fn ties_are_selected_from_the_start() {
         let n = 3 * PIECE;

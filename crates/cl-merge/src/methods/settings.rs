@@ -30,9 +30,10 @@ impl Defaults {
 
 /// Settings from which a method is constructed for one tensor.
 pub struct TensorSettings<'a> {
-    /// Parameters by name, gradients and filters resolved; what each model can have of its own is a list in the order of models.
+    /// Parameters by name, with gradients and filters resolved; values of per-model parameters are lists in the order
+    /// of models.
     pub(crate) values: Table,
-    /// The models' names, the keys of their random masks.
+    /// Names of the models, from which their random masks are derived.
     pub models: Vec<&'a str>,
     /// Random seed.
     pub seed: u64,

@@ -1,13 +1,13 @@
-//! Why a method cannot be made of its settings.
+//! Errors in the settings of a method.
 
-/// What is missing or wrong in the settings of a method.
+/// An error in the settings of a method.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum SettingsError {
-    /// A parameter that is missing, or of another type than the method reads.
+    /// A parameter is missing or has the wrong type.
     #[error("{}", .0.to_string().trim())]
     Unreadable(#[source] Box<toml::de::Error>),
-    /// A list or a table that is neither a gradient nor filters.
+    /// A list or a table is neither a gradient nor a set of filters.
     #[error("`{parameter}`: {}", source.to_string().trim())]
     Varying {
         /// The parameter.
@@ -15,48 +15,48 @@ pub enum SettingsError {
         /// The parser's error.
         source: Box<toml::de::Error>,
     },
-    /// A number beyond what TOML holds.
+    /// A value cannot be represented in TOML.
     #[error(transparent)]
     NotToml(#[from] toml::ser::Error),
-    /// A parameter without which the method cannot do.
+    /// A required parameter is missing.
     #[error("{method} needs `{parameter}`, {hint}")]
     Missing {
         /// The method.
         method: &'static str,
         /// The parameter.
         parameter: &'static str,
-        /// What it means, or a usual value.
+        /// Its meaning, or a usual value.
         hint: &'static str,
     },
-    /// Weights to be divided by their sum, which is zero.
+    /// Weights are to be divided by their sum, which is zero.
     #[error("the weights sum to zero; set `{switch}` to false, or other weights")]
     WeightsSumToZero {
         /// The parameter that makes them sum to one.
         switch: &'static str,
     },
-    /// A method of two models with another number of them.
+    /// A method for two models was given another number of models.
     #[error("{method} merges two models")]
     NotTwoModels {
         /// The method.
         method: &'static str,
     },
-    /// DELLA's probabilities beyond 0 or 1.
+    /// DELLA's probabilities are not between 0 and 1.
     #[error("density {density} ± epsilon {epsilon} has to lie between 0 and 1; choose a smaller epsilon")]
     DensitySpan {
-        /// The mean.
+        /// The mean probability.
         density: f64,
-        /// Half of the span.
+        /// Half of the range of probabilities.
         epsilon: f64,
     },
-    /// A parameter that has to name a model and does not.
+    /// A parameter does not name one of the models.
     #[error("`{parameter}` is `{name}`, which is none of the models; give a path or name as written")]
     NotAModel {
         /// The parameter.
         parameter: &'static str,
-        /// What it names.
+        /// The name.
         name: String,
     },
-    /// What a method that is not built in has to say.
+    /// The error message of a custom method.
     #[error("{0}")]
     Custom(String),
 }

@@ -17,7 +17,7 @@ use crate::tensor::TensorGroup;
 /// almost always the case for fine-tuned models of one base.
 #[derive(Clone, Debug)]
 pub struct Slerp {
-    /// Interpolation between the base (0) and the model (1); any number, outside of 0 to 1 it extrapolates.
+    /// Interpolation between the base (0) and the model (1); any number; values outside 0 to 1 extrapolate.
     pub t: f64,
 }
 
@@ -63,7 +63,7 @@ fn coefficients(gram: &Gram, t: f64) -> Vec<f64> {
     if cosine.abs() > 0.9995 { vec![1.0 - t, t] } else { arc(cosine, t).to_vec() }
 }
 
-/// Coefficients of two vectors for the point at `t` of the arc between them; the cosine must not be ±1.
+/// Coefficients of two vectors for the point at fraction `t` of the arc between them; the cosine must not be ±1.
 pub(super) fn arc(cosine: f64, t: f64) -> [f64; 2] {
     let angle = cosine.acos();
     [((1.0 - t) * angle).sin() / angle.sin(), (t * angle).sin() / angle.sin()]

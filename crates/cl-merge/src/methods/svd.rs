@@ -1,10 +1,11 @@
-//! Singular vectors through the eigenvectors of the smaller Gram matrix, in f64.
+//! Singular vectors from the eigenvectors of the smaller Gram matrix, in f64.
 //!
-//! A Gram matrix squares singular values; in f64 this is accurate down to [`TOLERANCE`] of the largest one, which is
-//! also the limit of f32 inputs. Vectors of smaller singular values are determined only by rounding, and are left out
-//! everywhere: a merge must not depend on them. Products with singular vectors square nothing: methods that need all of
-//! them have them in f32 ([`Algebra::triplets_f32`]), which takes half the time. Work is divided into blocks that do not
-//! depend on the number of threads, so that results have the same bits.
+//! The eigenvalues of a Gram matrix are the squares of singular values. In f64, this is accurate down to [`TOLERANCE`]
+//! times the largest singular value, which is also the limit of f32 inputs. Singular vectors of smaller singular values
+//! are determined only by rounding errors, and are always dropped: a merge must not depend on them. Products with
+//! singular vectors do not square anything, so methods that need all singular vectors use them in f32
+//! ([`Algebra::triplets_f32`]), which takes half the time. Work is divided into blocks that do not depend on the number
+//! of threads, so that results are bit-identical.
 
 use std::borrow::Cow;
 use std::ops::Range;
@@ -21,26 +22,27 @@ use super::undefined::Undefined;
 use crate::Error;
 use crate::tensor::{Piece, TensorGroup, kernels};
 
-/// Singular values of at most this share of the largest one count as zero.
+/// Singular values of at most this fraction of the largest one count as zero.
 pub(super) const TOLERANCE: f64 = 1e-6;
 
-/// Rows or columns that one thread works on at a time.
+/// Number of rows or columns that one thread processes at a time.
 pub(super) const BLOCK: usize = 256;
 
-/// Rows of a Gram matrix that are computed at a time: few, because what is above the diagonal is wasted.
+/// Number of rows of a Gram matrix that are computed at a time: small, because entries above the diagonal are wasted
+/// work.
 const GRAM_BLOCK: usize = 128;
 
-/// Largest diagonal entries of a Gram matrix that f32 represents together with a millionth of them.
+/// Range of the largest diagonal entry of a Gram matrix for which f32 can represent both it and a millionth of it.
 const GRAM_RANGE: Range<f64> = 1e-20..1e30;
 
-/// A Gram matrix in f32 is exact enough for singular values down to this share of the largest: their squares are a
-/// thousand times its error, of about 1e-9 of the largest in every direction.
+/// A Gram matrix in f32 is accurate enough for singular values down to this fraction of the largest: their squares are
+/// a thousand times its error, which is about 1e-9 of the largest square in every direction.
 const LEAST_IN_F32: f64 = 1e-3;
 
-/// Rows of a Gram matrix from which on leading eigenvectors are computed alone.
+/// Minimum number of rows of a Gram matrix for computing only leading eigenvectors.
 const FEW: usize = 32;
 
-/// The task matrix of a merge, added to the base piece by piece: `θ = θ₀ + factor · values`.
+/// The merged task vector of a matrix, added to the base piece by piece: `θ = θ₀ + factor · values`.
 pub(super) struct Step<'a> {
     pub(super) values: Cow<'a, [f32]>,
     pub(super) factor: f64,
@@ -54,7 +56,7 @@ impl MergePieces for Step<'_> {
     }
 }
 
-/// `θ = θ₀ + factor · Σ δᵢ`, piece by piece: what tensors get that are not matrices.
+/// `θ = θ₀ + factor · Σ δᵢ`, piece by piece, for tensors that are not matrices.
 pub(super) fn add_sum(factor: f64) -> impl MergePieces {
     move |piece: &mut Piece, out: &mut [f32]| {
         piece.subtract_base();
@@ -65,7 +67,7 @@ pub(super) fn add_sum(factor: f64) -> impl MergePieces {
     }
 }
 
-/// Calls `f` with one task vector after the other, so that one is held at a time.
+/// Calls `f` with one task vector after the other, so that only one is in memory at a time.
 pub(super) fn each_task_vector(
     group: &TensorGroup<'_>,
     mut f: impl FnMut(usize, &[f32]) -> Result<(), Error>,
@@ -83,29 +85,30 @@ pub(super) fn each_task_vector(
     Ok(())
 }
 
-/// A tensor's values, row-major, as the matrix `(rows, columns)` that its shape says.
+/// Views the row-major values of a tensor as a matrix of its shape `(rows, columns)`.
 pub(super) fn matrix<'a, T>(values: &'a [T], shape: &[usize]) -> MatRef<'a, T> {
     MatRef::from_row_major_slice(values, shape[0], shape[1])
 }
 
-/// As [`matrix`], to be written.
+/// Mutable version of [`matrix`].
 pub(super) fn matrix_mut<'a, T>(values: &'a mut [T], shape: &[usize]) -> MatMut<'a, T> {
     MatMut::from_row_major_slice_mut(values, shape[0], shape[1])
 }
 
-/// Rounds to f32, once.
+/// Rounds each value to f32.
 pub(super) fn rounded(values: &[f64]) -> Vec<f32> {
     values.iter().map(|&v| v as f32).collect()
 }
 
-/// Bytes that [`Algebra::triplets`] and [`Algebra::polar`] hold beside their arguments and results, estimated from above.
+/// Upper estimate of the workspace memory of [`Algebra::triplets`] and [`Algebra::polar`] in bytes, in addition to
+/// arguments and results.
 pub(super) fn scratch(rows: usize, columns: usize) -> usize {
     let short = rows.min(columns);
     // A Gram matrix, its eigenvectors and four times as much for the eigensolver; or blocks of operands.
     8 * (6 * short * short + 2 * BLOCK * (short + BLOCK))
 }
 
-/// Work for a merge that decomposes that many matrices, in units of a step over one element.
+/// Estimated work for a merge that decomposes this number of matrices, in units of the work for one element.
 pub(super) fn cost(group: &TensorGroup<'_>, matrices: usize) -> f64 {
     let elements = (group.elements() * (group.models.len() + 1)) as f64;
     match matrix_shape(group) {
@@ -116,12 +119,13 @@ pub(super) fn cost(group: &TensorGroup<'_>, matrices: usize) -> f64 {
     }
 }
 
-/// Rows and columns of what these methods decompose; `None` for other tensors.
+/// Rows and columns of a matrix that these methods decompose; `None` for other tensors.
 pub(super) fn matrix_shape(group: &TensorGroup<'_>) -> Option<[usize; 2]> {
     if group.is_matrix() { group.shape.try_into().ok() } else { None }
 }
 
-/// `A = U diag(s) Vᵀ`, leading triplets only, largest first. Columns of `u` and `v` are determined up to a common sign.
+/// Leading singular triplets of `A = U diag(s) Vᵀ`, largest singular value first. Columns of `u` and `v` are determined
+/// up to a common sign.
 pub(super) struct Triplets<T = f64> {
     /// `(rows, k)`
     pub(super) u: Mat<T>,
@@ -130,12 +134,12 @@ pub(super) struct Triplets<T = f64> {
     pub(super) v: Mat<T>,
 }
 
-/// An entry of an operand.
+/// Element type of an operand.
 pub(super) trait Real: Copy + Into<f64> + Send + Sync {}
 impl Real for f32 {}
 impl Real for f64 {}
 
-/// An entry of singular vectors.
+/// Element type of singular vectors.
 trait Entry: Copy {
     fn of(value: f64) -> Self;
 }
@@ -152,7 +156,7 @@ impl Entry for f32 {
     }
 }
 
-/// Products and decompositions for one tensor.
+/// Matrix products and decompositions for one tensor.
 pub(super) struct Algebra<'g> {
     tensor: &'g str,
     method: &'static str,
@@ -160,7 +164,7 @@ pub(super) struct Algebra<'g> {
 }
 
 impl<'g> Algebra<'g> {
-    /// Makes sure that there is a base.
+    /// Returns an error if there is no base.
     pub(super) fn new(group: &TensorGroup<'g>, method: &'static str) -> Result<Algebra<'g>, Error> {
         if group.base.is_none() {
             return Err(undefined(group, method, Undefined::NoBase("works on task vectors")));
@@ -176,7 +180,7 @@ impl<'g> Algebra<'g> {
         });
     }
 
-    /// As [`Algebra::add_product`], in f32.
+    /// [`Algebra::add_product`] in f32.
     pub(super) fn add_product_f32(&self, out: MatMut<'_, f32>, factor: f32, a: MatRef<'_, f32>, b: MatRef<'_, f32>) {
         self.each(column_blocks(out), |(start, out)| {
             let b = b.subcols(start, out.ncols());
@@ -198,7 +202,7 @@ impl<'g> Algebra<'g> {
         out
     }
 
-    /// The lower triangle of `A Aᵀ`; what stands above it is not to be read.
+    /// The lower triangle of `A Aᵀ`; entries above the diagonal must not be read.
     fn gram<B: Real>(&self, a: MatRef<'_, B>) -> Mat<f64> {
         let mut out = Mat::zeros(a.nrows(), a.nrows());
         for start in (0..a.ncols()).step_by(BLOCK) {
@@ -212,8 +216,8 @@ impl<'g> Algebra<'g> {
         out
     }
 
-    /// As [`Algebra::gram`], with sums over [`BLOCK`] columns in f32, which takes half the time. Rounding errors are as good as
-    /// random, so that little of them is in any one direction.
+    /// [`Algebra::gram`] with sums over [`BLOCK`] columns in f32, which takes half the time. Rounding errors are
+    /// practically random, so they are small in every single direction.
     fn gram_f32(&self, a: MatRef<'_, f32>) -> Mat<f64> {
         let mut out = Mat::zeros(a.nrows(), a.nrows());
         self.each(row_blocks(out.as_mut()), |(first, block)| {
@@ -230,15 +234,15 @@ impl<'g> Algebra<'g> {
         out
     }
 
-    /// Leading roots and eigenvectors of `A Aᵀ` by `roots`, which is called with the Gram matrix: of products in f32 where these
-    /// are exact enough, else in f64.
+    /// Leading singular values and left singular vectors of `A`, computed by `roots` from the Gram matrix `A Aᵀ`: in
+    /// f32 if that is accurate enough, otherwise in f64.
     fn roots_of<T>(
         &self,
         a: MatRef<'_, f32>,
         keep: usize,
         roots: impl Fn(Mat<f64>) -> Result<(Vec<f64>, T), Error>,
     ) -> Result<(Vec<f64>, T), Error> {
-        // All directions of a matrix that is nearly square include some with singular values near zero.
+        // The full set of singular values of a nearly square matrix includes some near zero.
         let nearly_square = keep >= a.nrows() && a.ncols() < 2 * a.nrows();
         if a.nrows() >= FEW && !nearly_square {
             let gram = self.gram_f32(a);
@@ -254,8 +258,8 @@ impl<'g> Algebra<'g> {
         roots(self.gram(a))
     }
 
-    /// Roots of the eigenvalues of a Gram matrix that are not zero, largest first and at most `keep`, and the eigenvectors
-    /// in columns.
+    /// Square roots of the nonzero eigenvalues of a Gram matrix, largest first and at most `keep`, and the eigenvectors
+    /// as columns.
     fn roots(&self, gram: Mat<f64>, keep: usize) -> Result<(Vec<f64>, Mat<f64>), Error> {
         let n = gram.nrows();
         if n == 0 {
@@ -275,7 +279,7 @@ impl<'g> Algebra<'g> {
         Ok((roots, vectors))
     }
 
-    /// Roots as of [`Algebra::roots`], and the eigenvectors of the tridiagonal form.
+    /// Square roots as in [`Algebra::roots`], and the eigenvectors of the tridiagonal form.
     fn all_roots<T: Entry>(&self, form: &Tridiagonal, keep: usize) -> Result<(Vec<f64>, Mat<T>), Error> {
         let (values, vectors) = form.all().map_err(|error| self.no_convergence(error))?;
         let n = values.len();
@@ -289,7 +293,7 @@ impl<'g> Algebra<'g> {
         Error::Undefined { tensor: self.tensor.to_owned(), method: self.method, kind }
     }
 
-    /// The at most `keep` leading singular triplets.
+    /// The leading singular triplets, at most `keep`.
     pub(super) fn triplets<B: Real>(&self, a: MatRef<'_, B>, keep: usize) -> Result<Triplets, Error> {
         if a.nrows() > a.ncols() {
             let Triplets { u, s, v } = self.triplets(a.transpose(), keep)?;
@@ -299,14 +303,14 @@ impl<'g> Algebra<'g> {
         let mut v = Mat::zeros(a.ncols(), s.len());
         self.add_product(v.as_mut().transpose_mut(), 1.0, u.transpose(), a);
         for (j, s) in s.iter_mut().enumerate() {
-            // The norm is more exact than the root, which has lost the digits that squaring takes.
+            // The norm is more accurate than the square root of the eigenvalue, which lost digits by squaring.
             *s = v.col(j).norm_l2();
             v.col_as_slice_mut(j).iter_mut().for_each(|v| *v /= *s);
         }
         Ok(Triplets { u, s, v })
     }
 
-    /// As [`Algebra::triplets`], of values in f32 and with products in f32, which take half the time.
+    /// [`Algebra::triplets`] of an f32 matrix with products in f32, which takes half the time.
     pub(super) fn leading(&self, a: MatRef<'_, f32>, keep: usize) -> Result<Triplets, Error> {
         if a.nrows() > a.ncols() {
             let Triplets { u, s, v } = self.leading(a.transpose(), keep)?;
@@ -329,7 +333,8 @@ impl<'g> Algebra<'g> {
     /// All singular triplets, with vectors in f32.
     ///
     /// Eigenvalues, and the eigenvectors of the tridiagonal form, are computed in f64, so that vectors of neighbouring
-    /// singular values do not mix; what follows is products, with an error of about 1e-7 of the largest singular value.
+    /// singular values do not mix; the remaining steps are products in f32, with an error of about 1e-7 of the largest
+    /// singular value.
     pub(super) fn triplets_f32(&self, a: MatRef<'_, f32>) -> Result<Triplets<f32>, Error> {
         if a.nrows() > a.ncols() {
             let Triplets { u, s, v } = self.triplets_f32(a.transpose())?;
@@ -345,15 +350,15 @@ impl<'g> Algebra<'g> {
         self.add_product_f32(v.as_mut().transpose_mut(), 1.0, u.transpose(), a);
         for (j, s) in s.iter_mut().enumerate() {
             let norm = v.col_as_slice(j).iter().map(|&v| f64::from(v).powi(2)).sum::<f64>().sqrt();
-            // Values too small for f32 may have no norm in it.
+            // If values are too small for f32, their norm can be zero.
             *s = if norm > 0.0 { norm } else { *s };
             v.col_as_slice_mut(j).iter_mut().for_each(|v| *v = (f64::from(*v) / *s) as f32);
         }
         Ok(Triplets { u, s, v })
     }
 
-    /// `U Vᵀ` and the singular values of `A = U diag(s) Vᵀ`: the nearest matrix with orthonormal columns or rows
-    /// (orthogonal Procrustes), on the space that `A` reaches.
+    /// The polar factor `U Vᵀ` and the singular values of `A = U diag(s) Vᵀ`. On the range of `A`, `U Vᵀ` is the
+    /// nearest matrix with orthonormal columns or rows (orthogonal Procrustes).
     pub(super) fn polar(&self, a: MatRef<'_, f64>) -> Result<(Mat<f64>, Vec<f64>), Error> {
         let wide = a.nrows() <= a.ncols();
         let (s, vectors) = self.roots(self.gram(if wide { a } else { a.transpose() }), usize::MAX)?;
@@ -372,14 +377,14 @@ impl<'g> Algebra<'g> {
     }
 }
 
-/// Roots of eigenvalues, which come largest first, as far as they are not zero.
+/// Square roots of the nonzero eigenvalues among `values`, which are sorted largest first.
 fn not_zero(values: impl Iterator<Item = f64>) -> Vec<f64> {
     let roots: Vec<f64> = values.map(|value| value.max(0.0).sqrt()).collect();
     let least = TOLERANCE * roots.first().copied().unwrap_or(0.0);
     roots.into_iter().take_while(|&root| root > least).collect()
 }
 
-/// A matrix in blocks of [`GRAM_BLOCK`] rows, with the first row's number.
+/// Splits a matrix into blocks of [`GRAM_BLOCK`] rows, each with the index of its first row.
 fn row_blocks(mut a: MatMut<'_, f64>) -> Vec<(usize, MatMut<'_, f64>)> {
     let mut blocks = Vec::new();
     let mut start = 0;
@@ -392,7 +397,7 @@ fn row_blocks(mut a: MatMut<'_, f64>) -> Vec<(usize, MatMut<'_, f64>)> {
     blocks
 }
 
-/// A matrix in blocks of columns, with the first column's number.
+/// Splits a matrix into blocks of [`BLOCK`] columns, each with the index of its first column.
 fn column_blocks<T: ComplexField>(mut a: MatMut<'_, T>) -> Vec<(usize, MatMut<'_, T>)> {
     let mut blocks = Vec::new();
     let mut start = 0;
@@ -458,7 +463,7 @@ pub(super) mod testing {
         with_group(&shape, task_vectors, false, |group| merge_tensor(method, group).unwrap())
     }
 
-    /// Asserts that the largest difference is at most `tolerance` of the largest value expected.
+    /// Asserts that the largest difference is at most `tolerance` times the largest expected value.
     #[track_caller]
     pub(in crate::methods) fn assert_close(got: &[f32], expected: &[f32], tolerance: f32) {
         assert_eq!(got.len(), expected.len());
@@ -498,7 +503,7 @@ mod tests {
             let eye = Mat::<f64>::identity(k, k);
             assert!(difference(&(u.transpose() * &u), &eye) < 1e-8, "{shape:?}");
             assert!(difference(&(v.transpose() * &v), &eye) < 1e-8, "{shape:?}");
-            // The solver takes another way when it is asked for fewer.
+            // The solver uses another algorithm for fewer triplets.
             let leading = ALGEBRA.triplets(a, 1).unwrap().s;
             assert!(leading.len() == 1 && (leading[0] / s[0] - 1.0).abs() < 1e-12, "{leading:?} {}", s[0]);
         }
@@ -523,8 +528,8 @@ mod tests {
             let (q, s) = ALGEBRA.polar(matrix(&x, &shape)).unwrap();
             let gram = if shape[0] > shape[1] { q.transpose() * &q } else { &q * q.transpose() };
             assert!(difference(&gram, &Mat::identity(s.len(), s.len())) < 1e-7, "{shape:?}");
-            // Of all orthonormal matrices the polar factor has the largest inner product with the matrix: the sum of its
-            // singular values.
+            // Of all orthonormal matrices the polar factor has the largest inner product with the matrix: the sum of
+            // its singular values.
             let inner: f64 = (0..shape[0] * shape[1]).map(|i| x[i] * q[(i / shape[1], i % shape[1])]).sum();
             assert!((inner - s.iter().sum::<f64>()).abs() < 1e-8 * inner, "{shape:?}");
         }
@@ -593,7 +598,7 @@ mod tests {
         let shape = [12, 9];
         let model = random(shape, 1, 19);
         for (name, method) in methods(1) {
-            // Flattened spectra and trimmed entries are not the model any more.
+            // With a flattened spectrum or trimmed entries, the result differs from the model.
             if ["iso", "knots", "knots, Σ", "knots, n"].iter().any(|m| name.starts_with(m)) && name != "knots, all" {
                 continue;
             }

@@ -7,7 +7,7 @@ use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 use super::task_vectors::{Consensus, Divisor, Rescale, Sign, Sparsify, TaskVectors};
 
-/// What elects an entry's sign.
+/// The quantity that elects the sign of an entry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Election {
@@ -38,13 +38,13 @@ struct Settings {
     divisor: Divisor,
 }
 
-/// The densities of a method that keeps a share of each task vector.
+/// The densities of a method that keeps a fraction of each task vector.
 #[derive(Deserialize)]
 pub(super) struct Densities {
     pub(super) density: Vec<f64>,
 }
 
-/// The merge with this sparsification.
+/// Constructs the merge with this sparsification.
 pub(super) fn task_vectors(settings: &TensorSettings<'_>, sparsify: Sparsify) -> Result<TaskVectors, SettingsError> {
     let Settings { weight, lambda, rescale, election, divisor } = settings.read()?;
     Ok(TaskVectors {
@@ -58,12 +58,12 @@ pub(super) fn task_vectors(settings: &TensorSettings<'_>, sparsify: Sparsify) ->
     })
 }
 
-/// The defaults of a sum of task vectors.
+/// Defaults for a sum of task vectors.
 pub(super) fn summed(_: Profile) -> Defaults {
     Defaults::new().with("weight", 1.0).with("lambda", 1.0).with("divisor", Divisor::None)
 }
 
-/// The defaults of a sum with an election of signs; `mergekits` is the divisor that mergekit takes.
+/// Defaults for a sum with sign election; `mergekits` is the divisor that mergekit uses.
 pub(super) fn elected(profile: Profile, mergekits: Divisor) -> Defaults {
     let (election, divisor) = match profile {
         Profile::Mergekit => (Election::Weighted, mergekits),
@@ -72,12 +72,12 @@ pub(super) fn elected(profile: Profile, mergekits: Divisor) -> Defaults {
     summed(profile).with("election", election).with("divisor", divisor)
 }
 
-/// The density of TIES and DARE: 0.2 is what the paper, and PEFT's documentation, take.
+/// The default density of TIES and DARE; 0.2 is used in the paper and in PEFT's documentation.
 pub(super) fn density(profile: Profile) -> f64 {
     if profile == Profile::Paper { 0.2 } else { 1.0 }
 }
 
-/// What makes up for entries that were dropped at random.
+/// The default compensation for entries that are dropped at random.
 pub(super) fn rescale_of_random(profile: Profile) -> Rescale {
     match profile {
         Profile::Method => Rescale::Density,

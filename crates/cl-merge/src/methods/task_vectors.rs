@@ -38,7 +38,7 @@ pub struct TaskVectors {
 /// The entries of a task vector to keep. Densities are fractions of a tensor's entries, one per model.
 #[derive(Clone, Debug)]
 pub enum Sparsify {
-    /// Everything.
+    /// All entries.
     None,
     /// The `⌊density · n⌋` entries of largest magnitude, at least one if the density is above zero (TIES, arXiv
     /// 2306.01708).
@@ -73,7 +73,7 @@ pub enum Sparsify {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", try_from = "RescaleForm")]
 pub enum Rescale {
-    /// Nothing.
+    /// No compensation.
     None,
     /// Kept entries are divided by their probability of being kept (papers of DARE and DELLA).
     Density,
@@ -81,7 +81,7 @@ pub enum Rescale {
     Norm,
 }
 
-/// As a word, or mergekit's boolean, which can be 1 or 0.
+/// The serialized form: a word, or mergekit's boolean, which can also be 1 or 0.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected \"none\", \"density\", \"norm\", or mergekit's true or false")]
 enum RescaleForm {
@@ -127,7 +127,7 @@ pub enum Sign {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Divisor {
-    /// Nothing.
+    /// No division.
     None,
     /// The sum of the weights that contribute to the entry (mergekit's `normalize`).
     Weight,
@@ -164,11 +164,11 @@ impl MergeMethod for TaskVectors {
     }
 }
 
-/// What is kept of one model's task vector.
+/// The entries to keep of one model's task vector.
 enum Mask {
     All,
     Largest(Trim),
-    /// Inside the first, outside the second.
+    /// Entries that the first trim keeps and the second does not.
     Band(Trim, Trim),
     Random {
         stream: Stream,
@@ -180,13 +180,14 @@ enum Mask {
     },
 }
 
-/// What random masks keep: by the start of each piece, one bit per element for every model, model after model.
+/// Bit masks of the entries that random masks keep, by the start of each piece: one bit per element, for one model
+/// after the other.
 type Marks = BTreeMap<usize, Vec<u8>>;
 
 struct Prepared<'t> {
     method: &'t TaskVectors,
     masks: Vec<Mask>,
-    /// Of the pass over norms, where it was remembered.
+    /// Bit masks from the pass over norms, if they were stored.
     marks: Option<Marks>,
     factors: Vec<f32>,
     columns: usize,
@@ -210,7 +211,7 @@ impl TaskVectors {
                 let mut k = Vec::new();
                 for (&density, &gamma) in density.iter().zip(gamma) {
                     let keep = if density >= 1.0 { n } else { (density.max(0.0) * n as f64) as usize };
-                    // As much of the top is cut off as leaves room for what is to be kept.
+                    // Drops at most as many of the largest entries as leaves enough entries to keep.
                     let top = ((gamma.max(0.0) * n as f64) as usize).min(n - keep);
                     k.extend([top + keep, top]);
                 }
@@ -237,14 +238,14 @@ impl TaskVectors {
         }
     }
 
-    /// Whether random masks are remembered between the pass over norms and the merge, rather than drawn again.
+    /// Whether random masks are stored between the pass over norms and the merge instead of being drawn again.
     fn keeps_marks(&self, group: &TensorGroup<'_>) -> bool {
         self.rescale == Rescale::Norm
             && matches!(self.sparsify, Sparsify::Random { .. } | Sparsify::Ranked { .. })
             && mark_bytes(group) <= MOST_MARKS
     }
 
-    /// What each model's kept part is multiplied by, and what random masks keep where it is remembered.
+    /// The factor for the kept entries of each model, and the bit masks of random masks if they are stored.
     fn factors(&self, group: &TensorGroup<'_>, masks: &[Mask]) -> Result<(Vec<f32>, Option<Marks>), Error> {
         let density = match &self.sparsify {
             Sparsify::None => return Ok((vec![1.0; masks.len()], None)),
@@ -259,7 +260,7 @@ impl TaskVectors {
             Rescale::Density if matches!(self.sparsify, Sparsify::Ranked { .. }) => vec![1.0; masks.len()],
             Rescale::Density => {
                 let factor = |(mask, &density): (&Mask, &f64)| match mask {
-                    // The probability as the mask has it, rounded.
+                    // The rounded probability that the mask uses.
                     Mask::Random { bound, .. } if *bound > 0 => (65_536.0 / f64::from(*bound)) as f32,
                     _ if density > 0.0 => (1.0 / density.min(1.0)) as f32,
                     _ => 1.0,
@@ -285,21 +286,22 @@ impl TaskVectors {
     }
 }
 
-/// Bytes of remembered masks at most.
+/// Maximum size of stored bit masks in bytes.
 const MOST_MARKS: usize = 32 << 20;
 
-/// Bytes of all models' masks.
+/// Size of the bit masks of all models in bytes.
 fn mark_bytes(group: &TensorGroup<'_>) -> usize {
     group.models.len() * kernels::mark_bytes(group.elements())
 }
 
-/// A random number of 16 bits is below it with this probability; as good as never only where that is zero.
+/// The bound that a 16-bit random number is below with this probability; it is zero only if the probability is.
 fn bound(probability: f64) -> u32 {
     let bound = (probability.max(0.0) * 65_536.0).round() as u32;
     if probability > 0.0 { bound.max(1) } else { bound }
 }
 
-/// Sums of magnitudes before and after masking, per model; and, if it is to be remembered, what masks keep, model after model.
+/// Sums of magnitudes before and after masking, per model, and with `remember` the bit masks, one model after the
+/// other.
 fn sums(piece: &mut Piece, masks: &[Mask], columns: usize, remember: bool) -> (Vec<(f64, f64)>, Vec<u8>) {
     if masks.iter().all(|mask| matches!(mask, Mask::Random { .. })) {
         let of_model = kernels::mark_bytes(piece.len());
@@ -355,7 +357,7 @@ fn sparsify(piece: &mut Piece, masks: &[Mask], columns: usize, divide: bool) {
     }
 }
 
-/// The chances of all ranks of a row, the smallest magnitude's first.
+/// The probabilities of keeping each rank of a row, starting with the smallest magnitude.
 fn chances(columns: usize, density: f64, epsilon: f64) -> Vec<Chance> {
     let last = (columns.max(2) - 1) as f64;
     let chance = |rank: usize| {
@@ -393,8 +395,8 @@ impl MergePieces for Prepared<'_> {
 }
 
 impl Prepared<'_> {
-    /// Applies the masks to task vectors, but for the comparison with a bound, which is made where values are summed: returns
-    /// the bits of the smallest magnitude that is kept, for each model.
+    /// Applies the masks to task vectors, except for thresholds of magnitudes, which are applied when values are
+    /// summed. Returns the bits of the smallest magnitude to keep for each model.
     fn mask(&self, piece: &mut Piece) -> Vec<u32> {
         let drawn = self.marks.is_none();
         if drawn && self.masks.iter().any(|mask| matches!(mask, Mask::Band(..) | Mask::Ranked { .. })) {
@@ -445,7 +447,7 @@ mod tests {
         merged(method, &[4], Some(&[0.0; 4]), &ROWS).unwrap()
     }
 
-    /// By hand: trimmed to half the rows are 4, 0, 0, 2 and −3, 2, 0, 0.
+    /// Computed by hand: trimmed to half, the rows are 4, 0, 0, 2 and −3, 2, 0, 0.
     #[test]
     fn ties_of_four_entries_as_in_peft_and_in_mergekit() {
         // With equal weights every definition elects plus everywhere.
@@ -471,7 +473,7 @@ mod tests {
         assert_eq!(merged(&method(Sign::Count), &[1], Some(&[0.0]), &rows).unwrap(), [-1.0]);
     }
 
-    /// Nothing is kept, so nothing is divided by: zeros, not NaN.
+    /// If no entry is kept, the divisor is zero: the result must be zeros, not NaN.
     #[test]
     fn density_zero_leaves_the_base_whatever_the_rescale() {
         for rescale in [Rescale::None, Rescale::Density, Rescale::Norm] {
@@ -484,7 +486,7 @@ mod tests {
         }
     }
 
-    /// What is kept is scaled so that the whole keeps its expectation, or its norm.
+    /// Kept entries are scaled so that the expectation or the norm of the task vector is preserved.
     #[test]
     fn rescales_make_up_for_what_was_dropped() {
         let n = 200_000;
@@ -505,13 +507,13 @@ mod tests {
         };
         let random = |density| Sparsify::Random { density };
         let ranked = |density| Sparsify::Ranked { density, epsilon: vec![0.1] };
-        // The share kept of so many entries is known to about a third of a percent.
+        // With this many entries, the kept fraction varies by about a third of a percent.
         assert!((sum(0.2, Rescale::Density, random) - 1.0).abs() < 0.02);
         assert!((sum(0.3, Rescale::Density, ranked) - 1.0).abs() < 0.02);
         assert!((sum(0.2, Rescale::Norm, random) - 1.0).abs() < 1e-5);
         assert!((sum(0.3, Rescale::Norm, ranked) - 1.0).abs() < 1e-5);
         assert!((sum(0.2, Rescale::None, random) - 0.2).abs() < 0.005);
-        // Larger entries are kept more often: more than their share of the sum is left.
+        // Larger entries are kept more often, so more than the kept fraction of the sum remains.
         assert!(sum(0.3, Rescale::None, ranked) > 0.31);
     }
 }

@@ -2,7 +2,7 @@ use super::method::{MergeMethod, merge_tensor};
 use crate::Error;
 use crate::tensor::{TensorGroup, Values};
 
-/// Merges values in memory, on one thread and on several, which has to give the same bits.
+/// Merges values in memory, and asserts that one thread and several threads give the same bits.
 pub(super) fn merged(
     method: &dyn MergeMethod,
     shape: &[usize],

@@ -46,7 +46,7 @@ fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Settings
     Ok(Box::new(task_vectors(settings, Sparsify::Magnitude { density })?))
 }
 
-/// What a trim over the whole model needs: the densities, where these settings ask for one.
+/// The densities for trimming over the whole model; `None` if these settings do not request it.
 pub(crate) fn whole_model_trim(settings: &TensorSettings<'_>) -> Option<Vec<f64>> {
     #[derive(Deserialize)]
     struct Settings {

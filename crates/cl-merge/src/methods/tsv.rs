@@ -22,7 +22,7 @@ use crate::tensor::TensorGroup;
 /// equal models merge to `δ` truncated to rank `k`.
 #[derive(Clone, Debug)]
 pub struct Tsv {
-    /// λ.
+    /// λ, the scale of the merged task vector.
     pub lambda: f64,
     /// Fraction of each task's singular triplets to keep, in (0, 1]: `k = max(1, ⌊share · min(rows, columns)⌋)`. `None`
     /// divides the triplets among the models: `1 / T`, as in the paper.
@@ -74,7 +74,8 @@ impl MergeMethod for Tsv {
         let models = group.models.len();
         let kept = self.kept(group.shape, models) * models;
         let widest = kept.max(rows.min(columns)).min(rows.max(columns));
-        // Base and a task vector, or the result in f64 and f32; the vectors, as they are and orthonormal.
+        // The base and a task vector, or the result in f64 and f32; the singular vectors before and after
+        // orthonormalization.
         12 * rows * columns + 8 * 2 * kept * (rows + columns) + svd::scratch(widest, widest)
     }
 
@@ -105,7 +106,7 @@ impl MergeMethod for Tsv {
     }
 }
 
-/// All tasks' triplets in one, vectors beside each other.
+/// Concatenates the singular triplets of all tasks, with the vectors as columns side by side.
 pub(super) fn side_by_side(tasks: Vec<Triplets>, shape: &[usize]) -> Triplets {
     let places: Vec<(usize, usize)> =
         tasks.iter().enumerate().flat_map(|(t, task)| (0..task.s.len()).map(move |j| (t, j))).collect();
@@ -156,7 +157,7 @@ mod tests {
 
     #[test]
     fn equal_models_keep_their_leading_triplets() {
-        // Rank one, less than the two triplets that each may keep.
+        // Rank one, which is less than the two triplets that each task may keep.
         let delta = outer(&[1.0, 2.0, -1.0, 0.5], &[0.5, -1.0, 0.25, 2.0]);
         let tsv = Tsv { lambda: 0.5, rank_share: None };
         let half: Vec<f32> = delta.iter().map(|x| x / 2.0).collect();

@@ -1,56 +1,56 @@
-//! Why a method has no answer for a tensor.
+//! Reasons why a method is not defined for a tensor.
 
 use super::settings_error::SettingsError;
 
-/// Why a method has no answer, and how to go on.
+/// The reason why a method is not defined for a tensor; the message says how to proceed if possible.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Undefined {
     /// No base. As in the next three, the field says what the method does with its inputs.
     #[error("{0}; name a base")]
     NoBase(&'static str),
-    /// No base, or another number of models than one.
+    /// No base, or a number of models other than one.
     #[error("{0}; name a base and one model")]
     NotOneModelOnBase(&'static str),
-    /// Another number of models than two.
+    /// A number of models other than two.
     #[error("{0}; name two")]
     NotTwoModels(&'static str),
-    /// Another number of inputs than one.
+    /// A number of inputs other than one.
     #[error("{0}; name one")]
     NotOneInput(&'static str),
-    /// The angle between fewer than two task vectors.
+    /// An angle between task vectors without a base or with fewer than two models.
     #[error("the angle between task vectors needs a base and at least two models")]
     NoAngle,
-    /// A model by its number that is not there.
+    /// The index of a model is out of range.
     #[error("the model whose mask is to be used is not among the models")]
     NoSuchModel {
-        /// The number, from 0.
+        /// The index, starting at 0.
         model: usize,
     },
-    /// Settings that have no meaning for these models.
+    /// Settings that are invalid for these models.
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Weighted directions whose mean is zero.
     #[error("the weighted directions of the models cancel out, so their mean has none; choose other weights")]
     DirectionsCancel,
-    /// A state of an earlier merge without this tensor.
+    /// The state of an earlier merge does not contain this tensor.
     #[error("the earlier merge's state has no such tensor; its models differ from these")]
     NotInState,
     /// A decomposition that did not converge.
     #[error("its singular values cannot be computed{}", if *.merging { "; merge this tensor by another method" } else { "" })]
     NoSingularValues {
-        /// Whether models are merged, where another method is a way out.
+        /// Whether models are being merged, in which case another method can be used.
         merging: bool,
     },
-    /// DoRA's direction of zeros.
+    /// A row or column of zeros, for which DoRA's direction is undefined.
     #[error("{} {index} of the weight with its update is zero and has no direction", if *.column { "column" } else { "row" })]
     NoDirection {
-        /// Whether it is a column; else a row.
+        /// Whether it is a column; otherwise a row.
         column: bool,
-        /// Which, from 0.
+        /// Index of the row or column, starting at 0.
         index: usize,
     },
-    /// Values that do not fill rows.
+    /// The number of values is not a multiple of the row length.
     #[error("{values} values are no rows of {columns}")]
     NotRows {
         /// Number of values.
@@ -66,7 +66,7 @@ pub enum Undefined {
         /// The value.
         value: f32,
     },
-    /// What a method that is not built in has to say.
+    /// The reason given by a custom method.
     #[error("{0}")]
     Custom(String),
 }

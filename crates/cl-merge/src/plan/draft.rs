@@ -1,4 +1,4 @@
-//! Every output tensor with its sources and settings.
+//! Drafts: every output tensor with its sources and settings.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -12,7 +12,7 @@ use crate::recipe::check::base_is_input;
 use crate::recipe::config::{MergeConfig, ModelConfig, Parameters, SliceConfig};
 use crate::recipe::settings::Scopes;
 
-/// One output tensor: where it comes from and with what settings.
+/// The draft of one output tensor: its sources and settings.
 pub(crate) struct Draft<'c> {
     pub(crate) name: String,
     pub(crate) t: f64,
@@ -30,13 +30,14 @@ pub(crate) struct DraftInput<'c> {
 
 static NO_PARAMETERS: std::sync::LazyLock<Parameters> = std::sync::LazyLock::new(Parameters::default);
 
-/// Whether a part of a tensor's name is that of a list of layers: `layers`, `h`, T5's `block`, ALBERT's `albert_layer_groups`.
+/// Whether a component of a tensor's name denotes a list of layers: `layers`, `h`, T5's `block`, ALBERT's
+/// `albert_layer_groups`.
 fn is_stack(part: &str) -> bool {
     part == "h" || ["layer", "layers", "block", "blocks", "layer_groups"].iter().any(|end| part.ends_with(end))
 }
 
-/// `model.layers.7.mlp.up_proj.weight` as prefix, layer and rest. Of nested lists, as in T5's `encoder.block.3.layer.1`, the
-/// outermost counts. Layers with the same prefix form a stack.
+/// Splits a name such as `model.layers.7.mlp.up_proj.weight` into prefix, layer number and rest. For nested lists, as
+/// in T5's `encoder.block.3.layer.1`, the outermost is used. Layers with the same prefix form a layer stack.
 fn layer_of(tensor: &str) -> Option<(&str, usize, &str)> {
     let (mut list, mut start) = ("", 0);
     for part in tensor.split('.') {
@@ -51,7 +52,7 @@ fn layer_of(tensor: &str) -> Option<(&str, usize, &str)> {
     None
 }
 
-/// The stacks of layers of a model: prefixes, and numbers of layers.
+/// Returns the layer stacks of a model: prefixes and numbers of layers.
 fn stacks(source: &dyn TensorSource) -> BTreeMap<String, usize> {
     let mut stacks = BTreeMap::new();
     for (prefix, layer, _) in source.names().into_iter().filter_map(layer_of) {
@@ -61,17 +62,17 @@ fn stacks(source: &dyn TensorSource) -> BTreeMap<String, usize> {
     stacks
 }
 
-/// Whether a tensor outside the layers comes before them.
+/// Whether a tensor outside the layer stacks comes before the layers.
 fn before_layers(tensor: &str) -> bool {
     ["embed", "wte", "wpe"].iter().any(|part| tensor.contains(part))
 }
 
-/// Place of a layer among `count`: 0 to 1, and 1 for a single one.
+/// Returns the relative position of a layer among `count`, from 0 to 1; 1 for a single layer.
 fn place(layer: usize, count: usize) -> f64 {
     if count > 1 { layer as f64 / (count - 1) as f64 } else { 1.0 }
 }
 
-/// Every output tensor with its sources.
+/// Lists every output tensor with its sources.
 pub(crate) fn drafts<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
@@ -85,7 +86,8 @@ pub(crate) fn drafts<'c>(
     }
 }
 
-/// What keys the random masks of each model: its name, else its path as written; a second one of the same is told apart.
+/// Returns the keys of each model's random masks: its name, or else its path as written; repeated names get distinct
+/// keys.
 fn mask_keys(models: &[ModelConfig]) -> Vec<String> {
     let mut seen: BTreeMap<&str, usize> = BTreeMap::new();
     let key = |model: &'_ ModelConfig, n: usize| {
@@ -102,7 +104,7 @@ fn mask_keys(models: &[ModelConfig]) -> Vec<String> {
         .collect()
 }
 
-/// Names of the output for those of a model: with or without an output head.
+/// Converts the tensor names of a model to those of the output, which may have another output head.
 fn with_head<'n>(mut names: Vec<&'n str>, head: &'n Head) -> Vec<&'n str> {
     names.retain(|name| head.keeps(name));
     if let Some(own) = head.own().filter(|own| !names.contains(own)) {
@@ -118,7 +120,7 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
         .models
         .iter()
         .zip(keys)
-        // A base that is listed among the models is no task vector.
+        // A base that is also listed among the models is not a task vector.
         .filter(|(model, _)| method.base == Base::Input || Some(model.model.as_str()) != base)
         .map(|(model, key)| (inputs.index(&model.model), key, &model.parameters))
         .collect();
@@ -162,7 +164,7 @@ fn whole_drafts<'c>(config: &'c MergeConfig, method: &MethodInfo, inputs: &Input
     with_head(names(reference), head).into_iter().map(draft).collect()
 }
 
-/// Sources of slices with several stacks of layers: a range of layers does not say of which.
+/// Reports sources of slices with several layer stacks: a range of layers would be ambiguous.
 fn several_stacks(config: &MergeConfig, inputs: &Inputs) -> Vec<Problem> {
     let sources = config.slices.iter().flat_map(|slice| &slice.sources).map(|source| source.model.as_str());
     let models: BTreeSet<&str> = sources.collect();
@@ -212,7 +214,7 @@ fn slice_drafts<'c>(
             }
         }
         if !problems.is_empty() {
-            // Ranges beyond the layers may be beyond any machine.
+            // Invalid ranges can be arbitrarily long, so they are not enumerated.
             continue;
         }
         for i in 0..slice.layers() {
@@ -242,7 +244,7 @@ fn slice_drafts<'c>(
     if problems.is_empty() { Ok(drafts) } else { Err(problems) }
 }
 
-/// One tensor of a slice; `tensor(first layer of the range)` is its name in a source.
+/// Creates the draft of one tensor of a slice. `tensor(first layer of the range)` returns its name in a source.
 fn slice_draft<'c>(
     config: &'c MergeConfig,
     method: &MethodInfo,
@@ -270,7 +272,7 @@ fn slice_draft<'c>(
 }
 
 impl Draft<'_> {
-    /// A problem of this tensor.
+    /// Creates a problem at this tensor.
     pub(crate) fn problem(&self, kind: impl Into<ProblemKind>) -> Problem {
         Problem::new(Place::tensor(&self.name), kind)
     }
@@ -301,7 +303,7 @@ mod tests {
             layer_of("bert.encoder.layer.5.output.dense.weight"),
             Some(("bert.encoder.layer.", 5, "output.dense.weight"))
         );
-        // The outermost list counts.
+        // The outermost list is used.
         assert_eq!(
             layer_of("encoder.block.3.layer.1.DenseReluDense.wo.weight"),
             Some(("encoder.block.", 3, "layer.1.DenseReluDense.wo.weight"))

@@ -8,17 +8,17 @@ use super::inputs::{Inputs, names};
 use super::work::{PlannedTensor, Source, Work};
 use crate::recipe::config::ExtraTensors;
 
-/// What a policy does with the tensors of several inputs.
+/// The result of a policy for tensors that only some inputs have.
 pub(crate) struct Extra {
-    /// Names that all inputs have, or all of the reference where extras are an error.
+    /// Names that all inputs have; under the policy `Error`, all names of the reference.
     pub(crate) merged: BTreeSet<String>,
     /// Tensors that are copied from one input.
     pub(crate) copied: Vec<PlannedTensor>,
-    /// What is worth knowing.
+    /// Notes for the user.
     pub(crate) notes: Vec<String>,
 }
 
-/// Splits the tensors by whether all inputs have them.
+/// Splits the tensors into those that all inputs have, and others, which follow the policy.
 pub(crate) fn split(inputs: &Inputs, reference: usize, policy: ExtraTensors) -> Extra {
     let of = |model: usize| names(inputs.models[model].source()).into_iter().map(str::to_owned).collect();
     let all: Vec<BTreeSet<String>> = (0..inputs.models.len()).map(of).collect();

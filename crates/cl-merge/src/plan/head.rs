@@ -6,15 +6,15 @@ use serde_json::Value;
 use super::inputs::{Input, Inputs, names};
 use crate::problem::{ModelProblem, Place, Problem};
 
-/// Whether the output has an output head of its own. Some inputs may store none, because their embeddings are tied, some a
-/// copy of their embeddings, and some a head of their own.
+/// How the output stores its head. Inputs with tied embeddings may store no head, or a copy of their embeddings; other
+/// inputs store a head of their own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum Head {
-    /// All inputs are alike: it is a tensor like others, or none has it.
+    /// All inputs agree: the head is an ordinary tensor, or no input has one.
     AsStored,
-    /// The embeddings of all inputs are tied, but some store a copy of them under this name, which is left out.
+    /// All inputs have tied embeddings, but some store a copy under this name, which is left out.
     Tied(String),
-    /// Some inputs have a head of their own under this name. For inputs without one, it is their embeddings.
+    /// Some inputs have a head of their own under this name. Inputs without one contribute their embeddings.
     Own(String),
 }
 
@@ -30,8 +30,8 @@ enum Stored {
 }
 
 impl Head {
-    /// The head of the output of these inputs. Inputs that have neither a head nor tied embeddings, although others have a
-    /// head, are problems.
+    /// Determines the head of the output. Inputs that have neither a head nor tied embeddings are reported as problems
+    /// if other inputs have a head.
     pub(crate) fn of(inputs: &Inputs, problems: &mut Vec<Problem>, notes: &mut Vec<String>) -> Head {
         let named = |input: &Input| head(input.source()).map(str::to_owned);
         let Some(name) = inputs.models.iter().find_map(named) else { return Head::AsStored };
@@ -75,7 +75,7 @@ impl Head {
         }
     }
 
-    /// Whether the head is not compared between inputs, because not all of them have to store it.
+    /// Whether the tensor is the head and is not compared between inputs, because not all of them have to store it.
     pub(crate) fn covers(&self, tensor: &str) -> bool {
         match self {
             Head::AsStored => false,
@@ -83,12 +83,13 @@ impl Head {
         }
     }
 
-    /// Whether a tensor of an input is one of the output.
+    /// Whether a tensor of an input is part of the output.
     pub(crate) fn keeps(&self, tensor: &str) -> bool {
         !matches!(self, Head::Tied(name) if name == tensor)
     }
 
-    /// The name of a head that the output has even if the model whose names it has lacks it.
+    /// Returns the name of the head if the output has one even though the model that determines the output's names may
+    /// lack it.
     pub(crate) fn own(&self) -> Option<&str> {
         match self {
             Head::Own(name) => Some(name),
@@ -96,7 +97,8 @@ impl Head {
         }
     }
 
-    /// The tensor of an input for one of the output: the embeddings for a head that it does not store.
+    /// Returns the tensor of an input for one of the output. For a head that the input does not store, this is its
+    /// embedding.
     pub(crate) fn tensor<'i>(&self, input: &'i Input, tensor: &'i str) -> &'i str {
         if self.own() == Some(tensor) && input.source().info(tensor).is_none() {
             embeddings(input, tensor).unwrap_or(tensor)
@@ -106,7 +108,7 @@ impl Head {
     }
 }
 
-/// Whether config.json says that embeddings and head are one; where it says nothing, whether they are in models of its type.
+/// Whether embedding and head are tied according to config.json, or else according to the default of its model type.
 fn is_tied(input: &Input) -> bool {
     const TIED: [&str; 6] = ["gemma", "cohere", "gpt2", "opt", "bloom", "falcon"];
     let config = input.config();
@@ -126,7 +128,7 @@ fn stored(input: &Input, name: &str) -> Stored {
     if source.info(name).is_none() {
         return Stored::Not;
     }
-    // An adapter may change one of the two.
+    // An adapter may change only one of the two.
     if is_tied(input)
         && input.folded.is_none()
         && embeddings(input, name).is_some_and(|table| same(source, table, name))
@@ -142,11 +144,11 @@ fn same(source: &dyn TensorSource, a: &str, b: &str) -> bool {
     alike && source.bytes(a).ok().zip(source.bytes(b).ok()).is_some_and(|(a, b)| a == b)
 }
 
-/// The embeddings that a head of this name would be tied to.
+/// Returns the embedding that a head of this name would be tied to.
 fn embeddings<'i>(input: &'i Input, head: &str) -> Option<&'i str> {
     const TABLES: [&str; 5] =
         ["embed_tokens.weight", "wte.weight", "word_embeddings.weight", "embed_in.weight", "shared.weight"];
-    // Those of the same part of a model with several.
+    // In a model with several parts, the embedding must belong to the same part.
     let prefix = head.strip_suffix(HEAD).unwrap_or_default();
     let is_table = |name: &&str| name.starts_with(prefix) && TABLES.iter().any(|table| name.ends_with(table));
     let tables: Vec<&str> = names(input.source()).into_iter().filter(is_table).collect();

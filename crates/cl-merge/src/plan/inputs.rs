@@ -20,22 +20,22 @@ pub(crate) struct Inputs {
     pub(crate) models: Vec<Input>,
 }
 
-/// One of them.
+/// A model that the merge reads.
 pub(crate) struct Input {
-    /// As the file names it.
+    /// Name as written in the merge file.
     pub(crate) written: String,
     pub(crate) path: PathBuf,
-    /// The model's directory; its weights, before an adapter is folded into them.
+    /// The model directory, without any adapter.
     pub(crate) checkpoint: Arc<Checkpoint>,
-    /// The same with an adapter folded in, where the file says `model+adapter`.
+    /// The model with an adapter folded in, if the file says `model+adapter`.
     pub(crate) folded: Option<Arc<Folded>>,
 }
 
-/// Tensors that several readers share.
+/// A tensor source that several readers share.
 pub(crate) type SharedSource = Arc<dyn TensorSource + Send + Sync>;
 
 impl Input {
-    /// Its tensors.
+    /// Returns its tensors.
     pub(crate) fn source(&self) -> &dyn TensorSource {
         match &self.folded {
             Some(folded) => &**folded,
@@ -43,7 +43,7 @@ impl Input {
         }
     }
 
-    /// Its tensors, to be kept.
+    /// Returns its tensors as a shared source.
     pub(crate) fn shared(&self) -> SharedSource {
         match &self.folded {
             Some(folded) => folded.clone(),
@@ -51,12 +51,12 @@ impl Input {
         }
     }
 
-    /// Its config.json.
+    /// Returns the content of its config.json.
     pub(crate) fn config(&self) -> &Map<String, Value> {
         self.folded.as_ref().map_or(self.checkpoint.config(), |folded| folded.config())
     }
 
-    /// Tokenizer, generation and template files that go along.
+    /// Returns its companion files: tokenizer, generation settings and templates.
     pub(crate) fn companion_files(&self) -> Result<Vec<PathBuf>, cl_checkpoint::Error> {
         match &self.folded {
             Some(folded) => Ok(folded.companions().to_vec()),
@@ -64,12 +64,12 @@ impl Input {
         }
     }
 
-    /// A companion by its name, where there is one.
+    /// Returns a companion file by name, if it exists.
     pub(crate) fn companion(&self, name: &str) -> Option<PathBuf> {
         self.companion_files().ok()?.into_iter().find(|file| file.ends_with(name))
     }
 
-    /// That none of its files was replaced or overwritten since it was opened.
+    /// Checks that none of its files has changed since it was opened.
     pub(crate) fn check_unchanged(&self) -> Result<(), cl_checkpoint::Error> {
         self.folded.iter().try_for_each(|folded| folded.adapter().check_unchanged())?;
         self.checkpoint.check_unchanged()
@@ -77,8 +77,8 @@ impl Input {
 }
 
 impl Inputs {
-    /// The index of a model, opened if it was not yet. `directories` holds those of earlier stages and of the
-    /// hub's models by name.
+    /// Returns the index of a model, and opens it first if necessary. `directories` maps names of earlier stages and of
+    /// Hub models to their directories.
     pub(crate) fn open(
         &mut self,
         written: &str,
@@ -98,31 +98,31 @@ impl Inputs {
         Ok(self.models.len() - 1)
     }
 
-    /// The index of a model that was opened.
+    /// Returns the index of an opened model.
     pub(crate) fn index(&self, written: &str) -> usize {
         self.models.iter().position(|m| m.written == written).expect("all were opened")
     }
 
-    /// Whether a model is the one that the file calls so.
+    /// Whether a model is the one with this name in the file.
     pub(crate) fn is(&self, index: usize, written: &str) -> bool {
         let input = &self.models[index];
         input.written == written || input.path == Path::new(written)
     }
 
-    /// The model of this path, or of this name in the file.
+    /// Finds a model by its path, or by its name in the file.
     pub(crate) fn find(&self, config: &MergeConfig, written: &str) -> Option<usize> {
         let named = config.models.iter().find(|m| m.name.as_deref() == Some(written)).map(|m| m.model.as_str());
         (0..self.models.len()).find(|&index| self.is(index, named.unwrap_or(written)))
     }
 
-    /// Whose config, tokenizer and dtypes the output has: the base's, else the first model's.
+    /// Returns the reference, whose config, tokenizer and dtypes the output has: the base, or else the first model.
     pub(crate) fn reference(&self, config: &MergeConfig) -> usize {
         let written = config.base_model.as_deref();
         self.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
     }
 }
 
-/// The first weights file of a directory that is only the pointer to them which Git leaves without Git LFS.
+/// Reports a directory whose first weight file is only a Git LFS pointer, as left by a clone without Git LFS.
 fn lfs_pointer(dir: &Path) -> Option<Problem> {
     const START: &[u8] = b"version https://git-lfs.github.com/spec/";
     let is_pointer = |file: &PathBuf| {
@@ -134,11 +134,11 @@ fn lfs_pointer(dir: &Path) -> Option<Problem> {
     Some(Problem::new(Place::File(file), ModelProblem::LfsPointer))
 }
 
-/// What a method needs that goes on from its own output, per tensor.
+/// File with the per-tensor state that a method needs to continue from its own output.
 pub(crate) const STATE_NAME: &str = "merge_state.json";
 
 impl Input {
-    /// The state that an earlier merge left.
+    /// Reads the state left by an earlier merge.
     pub(crate) fn state(&self) -> Result<OpcmState, Problem> {
         let path = self.path.join(STATE_NAME);
         let wrong = |kind: ModelProblem| Problem::new(Place::File(path.clone()), kind);
@@ -147,15 +147,15 @@ impl Input {
     }
 }
 
-/// Whether a tensor is a buffer that follows from config.json: rotary frequencies of Llama's first checkpoints, causal masks
-/// of GPT-2's. Newer versions of the same model do not hold them, and nobody reads them.
+/// Whether a tensor is a buffer determined by config.json: rotary frequencies in the first Llama checkpoints, causal
+/// masks in GPT-2. Newer versions of the same models do not store them, and nothing reads them.
 pub(crate) fn is_buffer(tensor: &str) -> bool {
     tensor.ends_with(".rotary_emb.inv_freq") || tensor.ends_with(".attn.masked_bias") || tensor.ends_with(".attn.bias")
 }
 
-/// Names of an input that count in a merge.
+/// Returns the names of an input's tensors without such buffers.
 pub(crate) fn names(source: &dyn TensorSource) -> Vec<&str> {
-    // GPT-2's mask has four dimensions; a bias of that name has one.
+    // GPT-2's mask has four dimensions; a real bias of that name has one.
     let counts = |name: &&str| {
         let mask = name.ends_with(".attn.bias") && source.info(name).is_some_and(|info| info.shape.len() != 4);
         !is_buffer(name) || mask
@@ -163,7 +163,7 @@ pub(crate) fn names(source: &dyn TensorSource) -> Vec<&str> {
     source.names().into_iter().filter(counts).collect()
 }
 
-/// Keys of config.json whose values have to agree for weights to mean the same.
+/// Keys of config.json whose values must agree for weights to be compatible.
 const SHAPE_KEYS: [&str; 15] = [
     "model_type",
     "hidden_size",
@@ -182,12 +182,12 @@ const SHAPE_KEYS: [&str; 15] = [
     "attention_bias",
 ];
 
-/// Keys that change what weights do, but that fine-tunes are known to change.
+/// Keys that change how weights are used, but that fine-tunes are known to change.
 const TUNED_KEYS: [&str; 5] =
     ["rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"];
 
-/// Compares `config.json` of a model with that of the reference; `layers` tells whether the number of layers has to agree.
-/// Returns problems and notes.
+/// Compares a model's config.json with that of the reference, and returns problems and notes. `layers` tells whether
+/// the number of layers has to agree.
 pub(crate) fn compare_configs(
     reference: &Input,
     other: &Input,
@@ -195,7 +195,7 @@ pub(crate) fn compare_configs(
     head: &Head,
 ) -> (Vec<Problem>, Vec<Problem>) {
     let (a, b) = (reference.config(), other.config());
-    // A key that one file leaves at its default is no contradiction.
+    // A key that one file omits, and so leaves at its default, is not a contradiction.
     let differ = |key: &&&str| a.get(**key).zip(b.get(**key)).is_some_and(|(a, b)| !same(a, b));
     let say = |key: &&'static str| {
         let value = |config: &Map<String, Value>| config.get(*key).cloned().unwrap_or_default();
@@ -212,7 +212,7 @@ fn same(a: &Value, b: &Value) -> bool {
     a == b || a.as_f64().zip(b.as_f64()).is_some_and(|(a, b)| a == b)
 }
 
-/// Compares the tokenizers of two models on the ids that both have, where both have a tokenizer.json.
+/// Compares the tokenizers of two models on the ids that both have, if both have a tokenizer.json.
 pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<Problem> {
     let read = |input: &Input| std::fs::read(input.companion("tokenizer.json")?).ok();
     let (a, b) = (read(reference)?, read(other)?);
@@ -225,13 +225,13 @@ pub(crate) fn compare_tokenizers(reference: &Input, other: &Input) -> Option<Pro
     Some(Problem::new(Place::model(&other.written), TokenizerProblem::Differ { models, id: *id, tokens }))
 }
 
-/// Tokens by id.
+/// Returns the tokens by id.
 fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
     let value: Value = serde_json::from_slice(json).ok()?;
     let mut tokens = BTreeMap::new();
     match value.pointer("/model/vocab")? {
         Value::Object(map) => tokens.extend(map.iter().filter_map(|(token, id)| Some((id.as_u64()?, token.clone())))),
-        // Unigram: the place is the id.
+        // In a Unigram model, the position is the id.
         Value::Array(list) => {
             let token = |(id, entry): (usize, &Value)| Some((id as u64, entry.get(0)?.as_str()?.to_owned()));
             tokens.extend(list.iter().enumerate().filter_map(token));
@@ -246,10 +246,10 @@ fn tokens(json: &[u8]) -> Option<BTreeMap<u64, String>> {
     Some(tokens)
 }
 
-/// What stands before the names of layers in a whole model, and not in the bare one inside it.
+/// Prefixes of tensor names in a complete model that the bare model inside it lacks.
 const PREFIXES: [&str; 4] = ["model.", "transformer.", "gpt_neox.", "language_model."];
 
-/// Says so where one of the two was saved from the bare model: its names lack the prefix that the other's have.
+/// Reports if one of the two was saved from the bare model: its names lack the prefix of the other's names.
 pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<Problem> {
     let (a, b) = (names(reference.source()), names(other.source()));
     let of_bare = |bare: &[&str], whole: &[&str]| {
@@ -267,7 +267,7 @@ pub(crate) fn bare_model(reference: &Input, other: &Input) -> Option<Problem> {
     bare.or_else(|| of_bare(&a, &b).map(|prefix| say(prefix, reference, other)))
 }
 
-/// Names that only one side has.
+/// Reports tensor names that only one side has.
 pub(crate) fn compare_names(reference: &Input, other: &Input, head: &Head) -> Vec<Problem> {
     let names = |input: &'_ Input| -> BTreeSet<String> {
         let names = names(input.source()).into_iter().filter(|name| !head.covers(name));

@@ -1,4 +1,4 @@
-//! Planning: every output tensor with its sources and method, before anything is written.
+//! Planning: determines every output tensor with its sources and method, before anything is written.
 
 mod draft;
 mod extra;

@@ -1,4 +1,4 @@
-//! config.json of an output, and its companion files.
+//! config.json and companion files of the output.
 
 use std::collections::BTreeMap;
 use std::path::PathBuf;
@@ -13,7 +13,7 @@ use crate::recipe::config::{MergeConfig, Vocabulary};
 /// Keys of config.json that hold the number of layers.
 const LAYER_COUNTS: [&str; 4] = ["num_hidden_layers", "n_layer", "n_layers", "num_layers"];
 
-/// config.json of the output.
+/// Returns config.json of the output.
 pub(crate) fn out_config(
     config: &MergeConfig,
     reference: &Input,
@@ -36,7 +36,7 @@ pub(crate) fn out_config(
                 out.insert(key.to_owned(), layers.into());
             }
         }
-        // Lists with one entry per layer, such as layer_types, follow the layers.
+        // Lists with one entry per layer, such as layer_types, are reordered like the layers.
         let order: Vec<usize> = config
             .slices
             .iter()
@@ -55,7 +55,7 @@ pub(crate) fn out_config(
     out
 }
 
-/// The model whose tokenizer and generation files go along.
+/// Returns the model whose tokenizer and generation files are copied to the output.
 pub(crate) fn tokenizer_model(
     config: &MergeConfig,
     inputs: &Inputs,
@@ -79,7 +79,7 @@ pub(crate) fn tokenizer_model(
     }
 }
 
-/// The model with the most rows in its token table: the one whose tokenizer knows all kept rows.
+/// Returns the model with the longest token table, whose tokenizer covers all kept rows.
 fn longest(inputs: &Inputs, reference: usize) -> usize {
     let rows = |input: &Input| {
         let tables = input.source().names().into_iter().filter(|n| n.contains("embed") || n.contains("wte"));

@@ -26,7 +26,7 @@ use crate::recipe::tokenizer::{TokenizerConfig, UNION};
 use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
-/// A merge that can be run.
+/// A validated merge that is ready to run.
 pub struct Plan {
     pub(crate) config: MergeConfig,
     pub(crate) method: &'static MethodInfo,
@@ -34,11 +34,11 @@ pub struct Plan {
     pub(crate) tensors: Vec<PlannedTensor>,
     pub(crate) out_config: Map<String, Value>,
     pub(crate) companions: Vec<PathBuf>,
-    /// Files that were made for the output, by name; they take the place of companions.
+    /// Generated files by name; they replace companion files.
     pub(crate) made: BTreeMap<String, Vec<u8>>,
-    /// Densities of a trim over the whole model.
+    /// Densities, if trimming is over the whole model.
     pub(crate) whole_model_trim: Option<Vec<f64>>,
-    /// The stages before, whose names its models may be.
+    /// Earlier stages, which its models can refer to by name.
     pub(crate) stages: Vec<MergeConfig>,
     /// Notes, which do not prevent the merge.
     pub notes: Vec<String>,
@@ -53,7 +53,7 @@ impl Plan {
         Plan::of_stage(config, &BTreeMap::new())
     }
 
-    /// As [`Plan::new`], with a method that is not built in. The merge file names it as `method` does.
+    /// Like [`Plan::new`], with a method that is not built in. The merge file must name the same method.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
@@ -65,7 +65,7 @@ impl Plan {
         Plan::planned(config, method, &BTreeMap::new())
     }
 
-    /// As [`Plan::new`], with the directories of earlier stages, whose names can be used as models.
+    /// Like [`Plan::new`], with the directories of earlier stages, whose names can be used as models.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
@@ -152,9 +152,9 @@ impl Plan {
             }
         }
         tensors.append(&mut extra.copied);
-        // What is wrong with parameters is mostly wrong for all tensors; said once it can be read.
+        // Invalid parameters are mostly invalid for all tensors, so each is reported once.
         problems.extend(undefined.problems(drafts.len()));
-        // Of whole models the names were compared before.
+        // For whole models, the names were compared before.
         let said = config.slices.is_empty() && !problems.is_empty();
         let lacking = missing.into_iter().filter(|_| !said);
         let lacks = |(input, tensors)| Problem::new(Place::Model(input), ModelProblem::LacksTensors { tensors });
@@ -202,17 +202,17 @@ impl Plan {
         })
     }
 
-    /// The tensors that will be written, in order.
+    /// Returns the tensors that will be written, in order.
     pub fn tensors(&self) -> Vec<TensorSpec> {
         self.tensors.iter().map(|t| t.spec.clone()).collect()
     }
 
-    /// Number of tensor bytes that will be written.
+    /// Returns the number of tensor bytes that will be written.
     pub fn bytes_written(&self) -> u64 {
         self.tensors.iter().map(|t| bytes(t.spec.dtype, &t.spec.shape)).sum()
     }
 
-    /// Number of tensor bytes in the inputs; a method may read them more than once.
+    /// Returns the number of tensor bytes in the inputs; a method may read them more than once.
     pub fn bytes_read(&self) -> u64 {
         let of = |source: &Source| {
             let info = self.inputs.models[source.model].source().info(&source.tensor);
@@ -230,12 +230,12 @@ impl Plan {
         self.tensors.iter().map(read).sum()
     }
 
-    /// Directories of the models, in the order of the file.
+    /// Returns the directories of the models, in the order of the file.
     pub fn models(&self) -> impl Iterator<Item = &Path> {
         self.inputs.models.iter().map(|m| m.path.as_path())
     }
 
-    /// The values of a segment.
+    /// Returns the inputs of a segment.
     pub(crate) fn group<'p>(&'p self, tensor: &'p PlannedTensor, segment: &'p Segment) -> TensorGroup<'p> {
         let values = |source: &'p Source| {
             if let Some(table) = &source.table {
@@ -250,7 +250,7 @@ impl Plan {
     }
 }
 
-/// The method that a merge file names.
+/// Returns the method that a merge file names.
 fn known_method(config: &MergeConfig) -> Result<&'static MethodInfo, Problem> {
     registry::method(&config.method.name).ok_or_else(|| {
         let known = METHODS.iter().map(|m| m.name).collect();
@@ -259,14 +259,14 @@ fn known_method(config: &MergeConfig) -> Result<&'static MethodInfo, Problem> {
     })
 }
 
-/// A merge file with its defaults filled in, and what is wrong with it whatever its models are.
+/// Fills in the defaults of a merge file, and returns the problems that do not depend on its models.
 fn resolved(config: &MergeConfig, method: &'static MethodInfo) -> (MergeConfig, Vec<Problem>) {
     let mut config = config.clone();
     let mut problems = parameter_problems(&config, method);
     if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
         problems.push(Problem::whole(TokenizerProblem::SourceTwice));
     }
-    // The tokens of all models belong to no model's files.
+    // The union of all tokens is not the tokenizer of any one model.
     if config.tokenizer_source.as_deref() == Some(UNION) {
         (config.tokenizer_source, config.tokenizer) = (None, Some(TokenizerConfig::default()));
     }
@@ -278,8 +278,8 @@ fn resolved(config: &MergeConfig, method: &'static MethodInfo) -> (MergeConfig, 
     (config, problems)
 }
 
-/// Problems of a stage that can be found while the stages that it uses do not exist: with its settings, and with models
-/// that are no stages.
+/// Returns the problems of a stage that can be found before the stages it uses have run: those of its settings, and of
+/// models that are not stages.
 pub(crate) fn problems_without_stages(config: &MergeConfig, stages: &[&str]) -> Vec<Problem> {
     let method = match known_method(config) {
         Ok(method) => method,
@@ -309,7 +309,7 @@ fn dedup(problems: &mut Vec<Problem>) {
     problems.retain(|problem| seen.insert(problem.to_string()));
 }
 
-/// Kinds of problems by their text, with the tensors that have them.
+/// Problems grouped by their text, with the affected tensors.
 #[derive(Default)]
 struct OfTensors<'t>(BTreeMap<String, (ProblemKind, Vec<&'t str>)>);
 
@@ -318,7 +318,7 @@ impl<'t> OfTensors<'t> {
         self.0.entry(kind.to_string()).or_insert((kind, Vec::new())).1.push(tensor);
     }
 
-    /// One problem for each kind; where all of several tensors have it, none is named.
+    /// Returns one problem for each group. If it affects all of several tensors, no tensor is named.
     fn problems(self, all: usize) -> impl Iterator<Item = Problem> {
         self.0.into_values().map(move |(kind, tensors)| {
             let everywhere = tensors.len() > 1 && tensors.len() == all;
@@ -327,7 +327,7 @@ impl<'t> OfTensors<'t> {
     }
 }
 
-/// Companions without SentencePiece's file of the tokenizer that a new `tokenizer.json` replaces.
+/// Removes SentencePiece's `tokenizer.model` from the companion files if a new `tokenizer.json` makes it obsolete.
 fn without_stale_tokenizer(
     mut companions: Vec<PathBuf>,
     made: &BTreeMap<String, Vec<u8>>,
@@ -342,7 +342,7 @@ fn without_stale_tokenizer(
     companions
 }
 
-/// Problems between models, whatever the tensors are.
+/// Reports incompatible models, independently of individual tensors.
 fn model_problems(
     config: &MergeConfig,
     inputs: &Inputs,
@@ -362,12 +362,12 @@ fn model_problems(
         problems.extend(wrong);
         notes.extend(notable.iter().map(Problem::to_string));
         if let Some(bare) = bare_model(first, other) {
-            // It has no head either.
+            // A bare model has no head either, so the missing head is not reported as well.
             problems.retain(|problem| !matches!(&*problem.kind, ProblemKind::Model(ModelProblem::HeadMissing { .. })));
             problems.push(bare);
             continue;
         }
-        // Names of another architecture would only repeat that it is another one.
+        // If the architectures differ, different names are not reported as well.
         if whole && comparable && config.extra_tensors == ExtraTensors::Error {
             problems.extend(compare_names(first, other, head));
         }
@@ -380,7 +380,7 @@ fn model_problems(
     }
 }
 
-/// Weights of eight bits are read as they are; with scales beside them they are a quantized model's.
+/// Eight-bit weights are read as they are. If there are also scales, the model is quantized, which is a problem.
 fn eight_bit_weights(input: &Input, problems: &mut Vec<Problem>, notes: &mut Vec<String>) {
     let names = input.source().names();
     let eight = |name: &&str| input.source().info(name).is_some_and(|info| is_eight_bit(info.dtype));
@@ -399,27 +399,27 @@ fn eight_bit_weights(input: &Input, problems: &mut Vec<Problem>, notes: &mut Vec
     }
 }
 
-/// What all tensors of a merge have in common.
+/// What all tensors of a merge share.
 struct Context<'c> {
     config: &'c MergeConfig,
     method: &'static MethodInfo,
     inputs: &'c Inputs,
     reference: usize,
     previous: Option<&'c OpcmState>,
-    /// The output's tokens, where rows of token tables follow them.
+    /// The output's tokens, if rows of token tables are reordered to match them.
     vocabulary: Option<&'c Vocabulary<'c>>,
     head: &'c Head,
 }
 
 /// Why a tensor cannot be planned.
 enum Obstacle {
-    /// Something of this tensor.
+    /// A problem with this tensor.
     Tensor(Problem),
-    /// The parameters that hold for it.
+    /// Invalid parameters.
     Parameters(SettingsError),
-    /// An input does not have it.
+    /// A tensor that is missing from an input.
     Missing { input: String, tensor: String },
-    /// Its element type, or those of its sources; mostly that of many.
+    /// Dtypes that cannot be merged; this usually affects many tensors.
     Dtype(Box<ModelProblem>),
 }
 
@@ -429,7 +429,7 @@ impl From<Problem> for Obstacle {
     }
 }
 
-/// Plans one tensor, or says what is wrong with it. `vocabulary` takes the number of rows of token tables.
+/// Plans one tensor, or returns the obstacle. `vocabulary` receives the number of rows of token tables.
 fn plan_tensor(
     context: &Context<'_>,
     draft: &Draft<'_>,
@@ -490,7 +490,7 @@ fn plan_tensor(
     Ok(PlannedTensor { spec: spec(shape), work: Work::Merge(segments) })
 }
 
-/// A token table whose rows are put in the order of the output's tokens before they are merged.
+/// Plans a token table whose rows are reordered to the output's tokens before they are merged.
 fn aligned_segment(
     vocabulary: &Vocabulary<'_>,
     draft: &Draft<'_>,
@@ -517,12 +517,12 @@ fn aligned_segment(
     let sources = infos.iter().zip(tables);
     let mut sources: Vec<Source> =
         sources.map(|((s, _, _), table)| Source { table: Some(Arc::new(table)), ..(*s).clone() }).collect();
-    // The base stands before the models.
+    // The base precedes the models.
     let base = draft.base.is_some().then(|| sources.remove(0));
     Ok(Segment { elements: 0..shape.iter().product(), shape, method, base, models: sources, whole: true })
 }
 
-/// Element type of the output for one of the inputs' where none is asked for.
+/// Returns the output dtype for an input's dtype, if none is requested.
 fn written_as(dtype: Dtype) -> Dtype {
     match dtype {
         Dtype::F64 => Dtype::F32,
@@ -534,7 +534,7 @@ fn written_as(dtype: Dtype) -> Dtype {
 type InputTensor<'i> = (&'i Source, &'i Input, &'i TensorInfo);
 type Infos<'i> = [InputTensor<'i>];
 
-/// A tensor of integers: the same everywhere, or nothing that can be merged.
+/// Plans a tensor of integers, which is copied if all inputs agree and cannot be merged otherwise.
 fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, Obstacle> {
     let (source, input, info) = infos[0];
     let bytes = input.source().bytes(&source.tensor).map_err(|error| draft.problem(error))?;
@@ -548,7 +548,7 @@ fn copied(draft: &Draft<'_>, infos: &Infos<'_>) -> Result<PlannedTensor, Obstacl
     Ok(PlannedTensor { spec, work: Work::Copy(source.clone()) })
 }
 
-/// Token tables of different lengths: the rows that all have are merged, the rest follows the policy.
+/// Plans token tables of different lengths: rows that all models have are merged, others follow the policy.
 fn vocabulary_segments(
     config: &MergeConfig,
     draft: &Draft<'_>,

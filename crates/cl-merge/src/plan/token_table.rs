@@ -8,7 +8,7 @@ use cl_checkpoint::{Dtype, Error, TensorInfo, TensorSource, convert};
 use super::inputs::SharedSource;
 use crate::tensor::READ;
 
-/// Where a row comes from.
+/// The source of a row.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Row {
     /// A row of one of the tables.
@@ -18,43 +18,43 @@ pub(crate) enum Row {
         /// Its row.
         row: usize,
     },
-    /// The mean of rows of several tables.
+    /// The mean of rows, possibly of several tables.
     Mean(Vec<(usize, usize)>),
     /// Zeros.
     Zero,
 }
 
-/// One model's table in one of the inputs.
+/// One input's token table.
 pub(crate) struct Table {
     pub(crate) source: SharedSource,
     pub(crate) tensor: String,
     pub(crate) dtype: Dtype,
 }
 
-/// A table `[rows, …]` of f32 that is put together from rows of others.
+/// A table `[rows, …]` of f32, assembled from rows of other tables.
 pub(crate) struct TokenTable {
     tables: Arc<Vec<Table>>,
     rows: Vec<Row>,
     columns: usize,
     info: TensorInfo,
-    /// The mean of all rows, which rows beyond them are, once it is known.
+    /// The mean of all rows, which fills the padding rows; computed on first use.
     mean: Mutex<Option<Arc<Vec<f32>>>>,
 }
 
 impl TokenTable {
-    /// Of these rows, and of as many means of them as make `shape`.
+    /// Creates a table of these rows, padded with their mean up to `shape`.
     pub(crate) fn new(tables: Arc<Vec<Table>>, rows: Vec<Row>, shape: Vec<usize>) -> TokenTable {
         let columns = shape[1..].iter().product();
         let info = TensorInfo { dtype: Dtype::F32, shape };
         TokenTable { tables, rows, columns, info, mean: Mutex::default() }
     }
 
-    /// Bytes that it holds.
+    /// Returns the memory that it holds, in bytes.
     pub(crate) fn held(&self) -> usize {
         self.rows.len() * size_of::<Row>() + 4 * self.columns
     }
 
-    /// The values of whole rows.
+    /// Reads whole rows.
     fn whole_rows(&self, from: usize, out: &mut [f32]) -> Result<(), Error> {
         let columns = self.columns;
         let mut done = 0;
@@ -63,7 +63,7 @@ impl TokenTable {
         while done < count {
             match self.rows.get(from + done) {
                 Some(Row::Of { table, row }) => {
-                    // Rows that follow each other are read at once.
+                    // Consecutive rows are read at once.
                     let next =
                         |n: &usize| self.rows.get(from + done + n) == Some(&Row::Of { table: *table, row: row + n });
                     let together = (1..count - done).take_while(next).count() + 1;

@@ -1,4 +1,5 @@
-//! Tokenizers as in `tokenizer.json`: tokens by id, and tokenizer files with tokens added or removed.
+//! Tokenizers in the format of `tokenizer.json`: tokens by id, and changed tokenizer files with tokens added or
+//! removed.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::Path;
@@ -9,34 +10,34 @@ use serde_json::{Map, Value, json};
 use super::inputs::Input;
 use crate::problem::{Place, Problem, TokenizerProblem};
 
-/// The tokens of a model.
+/// The tokens of one model.
 pub(crate) struct Tokens {
-    /// Numbers by token.
+    /// Ids by token.
     pub(crate) ids: HashMap<String, usize>,
-    /// Tokens of the model that splits words, by number, without those that are added tokens too.
+    /// Tokens of the tokenizer's model (`model.vocab`) by id, without those that are also added tokens.
     plain: BTreeMap<usize, String>,
-    /// Tokens that are found in a text before it is split, as the file describes them, by number.
+    /// Entries of `added_tokens` by id. These tokens are found in a text before it is split.
     added: BTreeMap<usize, Value>,
-    /// Tokens of the model that splits words.
+    /// Number of tokens of the tokenizer's model.
     of_model: usize,
 }
 
-/// A new tokenizer: one of the models', with tokens left out or added.
+/// A new tokenizer, derived from that of one model by removing or adding tokens.
 pub(crate) struct NewTokenizer {
-    /// The model whose files it is made of.
+    /// Index of the model whose tokenizer files are used.
     pub(crate) model: usize,
     pub(crate) ids: HashMap<String, usize>,
-    /// Added tokens that its files lack, in order.
+    /// Entries of `added_tokens` that its files lack, in order.
     new: Vec<(usize, Value)>,
-    /// Numbers from this one on have no row in the model, and are left out.
+    /// Number of rows of the model's token table; tokens with ids beyond it are removed.
     rows: usize,
 }
 
 impl Tokens {
-    /// Reads the tokenizer of an input; `None` where it has none.
+    /// Reads the tokenizer of an input; `None` if it has none.
     ///
     /// # Errors
-    /// Returns what is wrong with the file.
+    /// Returns an error if the file is invalid.
     pub(crate) fn read(input: &Input) -> Result<Option<Tokens>, Problem> {
         let Some(path) = input.companion("tokenizer.json") else { return Ok(None) };
         let value = json_file(&path)?;
@@ -49,7 +50,7 @@ impl Tokens {
             Value::Object(map) => {
                 map.iter().filter_map(|(token, id)| Some((id.as_u64()? as usize, token.clone()))).collect()
             }
-            // Unigram: the place is the number.
+            // In a Unigram model, the position is the id.
             Value::Array(list) => {
                 let token = |(id, entry): (usize, &Value)| Some((id, entry.get(0)?.as_str()?.to_owned()));
                 list.iter().enumerate().filter_map(token).collect()
@@ -68,22 +69,22 @@ impl Tokens {
         Some(Tokens { ids, plain, added, of_model })
     }
 
-    /// The row of a token in a table with so many.
+    /// Returns the row of a token in a table with this number of rows.
     pub(crate) fn row(&self, token: &str, rows: usize) -> Option<usize> {
         self.ids.get(token).copied().filter(|id| *id < rows)
     }
 }
 
 impl NewTokenizer {
-    /// The tokens of one model, those left out that have no row.
+    /// Takes the tokens of one model, without those that have no row.
     pub(crate) fn of(model: usize, tokens: &Tokens, rows: usize) -> NewTokenizer {
         let ids = tokens.ids.iter().filter(|(_, id)| **id < rows).map(|(token, id)| (token.clone(), *id)).collect();
         NewTokenizer { model, ids, new: Vec::new(), rows }
     }
 
-    /// The tokens of the first model, then those that only later ones have: first what their models split words into, as added
-    /// tokens, then their added tokens. In each the order is that of models, then of numbers, as mergekit does, whose own order
-    /// in a model is that of a hash table.
+    /// Takes the tokens of the first model, then those that only later models have: first their models' ordinary
+    /// tokens, as added tokens, then their added tokens. Each group is ordered by model and then by id. mergekit uses
+    /// the same order, except that within a model it follows a hash table.
     pub(crate) fn union(models: &[(usize, &Tokens, usize)]) -> NewTokenizer {
         let &(first, base, rows) = &models[0];
         let mut new = NewTokenizer::of(first, base, rows);
@@ -106,7 +107,7 @@ impl NewTokenizer {
                 let token = description["content"].as_str().unwrap_or_default();
                 match new.ids.get(token).copied() {
                     None => new.add(token, &mut next, Some(description)),
-                    // A token that words are split into, and an added one elsewhere: it is found in texts from now on.
+                    // An ordinary token that is an added token in another model becomes an added token.
                     Some(id) if !base.added.contains_key(&id) && !new.new.iter().any(|(other, _)| *other == id) => {
                         new.new.push((id, described(token, id, Some(description))));
                     }
@@ -117,7 +118,7 @@ impl NewTokenizer {
         new
     }
 
-    /// Adds tokens that nobody has.
+    /// Adds tokens that no tokenizer has.
     pub(crate) fn extend<'t>(&mut self, tokens: &Tokens, wanted: impl Iterator<Item = &'t str>) {
         let mut next = next_id(tokens, self.rows).max(self.new.iter().map(|(id, _)| id + 1).max().unwrap_or(0));
         for token in wanted {
@@ -136,20 +137,20 @@ impl NewTokenizer {
         *next += 1;
     }
 
-    /// Numbers that the tokenizer gives: the largest and one.
+    /// Returns the number of ids, including unused ones: the largest id plus one.
     pub(crate) fn len(&self) -> usize {
         self.ids.values().max().map_or(0, |id| id + 1)
     }
 
-    /// Tokens that words were split into in another model, and are found in texts as they stand now.
+    /// Returns the number of tokens that were ordinary tokens in another model and are now matched literally in texts.
     pub(crate) fn literal(&self) -> usize {
         self.new.iter().filter(|(_, token)| token["special"] == false && token["normalized"] == true).count()
     }
 
-    /// Files of the model that change, by name.
+    /// Returns the changed files of the model by name.
     ///
     /// # Errors
-    /// Returns what is wrong with a file.
+    /// Returns an error if a file is invalid.
     pub(crate) fn files(&self, input: &Input) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
         let mut files = BTreeMap::new();
         let read = |name: &str| input.companion(name).map(|path| json_file(&path)).transpose();
@@ -187,7 +188,7 @@ impl NewTokenizer {
         Ok(files)
     }
 
-    /// Removes tokens without a row, and rules that make them; returns them.
+    /// Removes tokens without a row, and the merge rules that produce them; returns the removed tokens.
     fn leave_out(&self, tokenizer: &mut Value) -> Vec<String> {
         let mut gone: Vec<String> = Vec::new();
         let beyond = |id: Option<u64>| id.is_some_and(|id| id as usize >= self.rows);
@@ -226,7 +227,7 @@ impl NewTokenizer {
     }
 }
 
-/// Removes tokens from the special tokens of a file: Transformers would add them again.
+/// Removes tokens from the special tokens of a file, because Transformers would add them again.
 fn forget(file: &mut Value, tokens: &[String]) {
     let is_gone = |token: &Value| {
         let content = token.as_str().or_else(|| token.get("content")?.as_str());
@@ -240,17 +241,17 @@ fn forget(file: &mut Value, tokens: &[String]) {
             _ => {}
         }
     }
-    // `pad_token` and others, as text or with their properties.
+    // Keys such as `pad_token`, whose value is a string or an object.
     file.retain(|key, value| !(key.ends_with("_token") && is_gone(value)));
 }
 
-/// The number of the next added token: after the model's own, and after all that were added.
+/// Returns the id of the next added token: after the model's own tokens and all added tokens.
 fn next_id(tokens: &Tokens, rows: usize) -> usize {
     let of_model = tokens.of_model.min(rows);
     of_model.max(tokens.added.range(..rows).next_back().map_or(0, |(id, _)| id + 1))
 }
 
-/// An entry of `added_tokens`; without a description what `add_tokens` of Transformers makes of a text.
+/// Returns an entry of `added_tokens`. Without a description, it has the defaults of Transformers' `add_tokens`.
 fn described(token: &str, id: usize, description: Option<&Value>) -> Value {
     let mut entry = Map::new();
     entry.insert("id".to_owned(), id.into());
@@ -279,11 +280,11 @@ fn text(value: &Value) -> Vec<u8> {
     (serde_json::to_string_pretty(value).unwrap_or_default() + "\n").into_bytes()
 }
 
-/// The chat template of a model: a file of its own, or in `tokenizer_config.json`, where several have names and one of them is
-/// called `default`.
+/// Reads the chat template of a model, from its own file or from `tokenizer_config.json`. If there are several named
+/// templates, `default` is used.
 ///
 /// # Errors
-/// Returns what is wrong with a file.
+/// Returns an error if a file is invalid.
 pub(crate) fn chat_template(input: &Input) -> Result<Option<String>, Problem> {
     if let Some(path) = input.companion("chat_template.jinja") {
         return read_text(&path, MAX_TOKENIZER).map(Some).map_err(|error| Problem::unopened(&path, error));
@@ -299,10 +300,11 @@ pub(crate) fn chat_template(input: &Input) -> Result<Option<String>, Problem> {
     })
 }
 
-/// Puts a chat template among the files of a tokenizer: in `chat_template.jinja`, which wins in Transformers, and nowhere else.
+/// Writes a chat template to the files of a tokenizer: to `chat_template.jinja`, which takes precedence in
+/// Transformers, and only there.
 ///
 /// # Errors
-/// Returns what is wrong with a file.
+/// Returns an error if a file is invalid.
 pub(crate) fn put_chat_template(
     files: &mut BTreeMap<String, Vec<u8>>,
     template: &str,

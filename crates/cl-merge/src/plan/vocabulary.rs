@@ -1,4 +1,4 @@
-//! Embeddings of models with different tokenizers, reordered to one tokenizer.
+//! Alignment of the embeddings of models with different tokenizers to one tokenizer.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -13,19 +13,19 @@ use crate::problem::{Place, Problem, TokenizerProblem};
 use crate::recipe::config::MergeConfig;
 use crate::recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, UNION};
 
-/// The tokens of an output, and what every model knows of them.
+/// The vocabulary of the output, and the tokenizers of all inputs.
 pub(crate) struct Vocabulary<'c> {
     wanted: BTreeMap<&'c str, &'c TokenConfig>,
     new: NewTokenizer,
-    /// The output's tokens by number.
+    /// The output's tokens by id.
     tokens: Vec<Option<String>>,
-    /// Rows of the output's tables.
+    /// Number of rows of the output's token tables.
     pub(crate) rows: usize,
     /// The tokenizers of the inputs.
     of_inputs: Vec<Arc<Tokens>>,
 }
 
-/// One input's token table.
+/// One input's token table in a merge.
 pub(crate) struct Participant<'i> {
     pub(crate) model: usize,
     pub(crate) input: &'i Input,
@@ -40,7 +40,7 @@ pub(crate) fn is_token_table(name: &str, shape: &[usize]) -> bool {
     (table && shape.len() == 2 || name.contains("lm_head") && !shape.is_empty()) && shape[1..].iter().all(|d| *d > 0)
 }
 
-/// Rows of a model's token table.
+/// Returns the number of rows of a model's token table.
 fn rows(input: &Input) -> Option<usize> {
     let source = input.source();
     let tables = source.names().into_iter().filter(|name| !name.contains("lm_head"));
@@ -49,10 +49,10 @@ fn rows(input: &Input) -> Option<usize> {
 }
 
 impl<'c> Vocabulary<'c> {
-    /// The tokens that a merge file asks for; none where it says nothing of a tokenizer.
+    /// Determines the vocabulary that a merge file requests; `None` if it does not configure a tokenizer.
     ///
     /// # Errors
-    /// Returns everything that stands in the way.
+    /// Returns all problems.
     pub(crate) fn new(
         config: &'c MergeConfig,
         inputs: &Inputs,
@@ -125,15 +125,15 @@ impl<'c> Vocabulary<'c> {
         Ok(Some(Vocabulary { wanted, new, tokens, rows, of_inputs }))
     }
 
-    /// The model whose tokenizer files, special tokens and generation settings the output has.
+    /// Returns the model whose tokenizer files, special tokens and generation settings the output has.
     pub(crate) fn model(&self) -> usize {
         self.new.model
     }
 
-    /// The tables of some models with their rows in the order of the output's tokens, in the order of `of`.
+    /// Reorders the tables of some models to the output's tokens; the results are in the order of `of`.
     ///
     /// # Errors
-    /// Returns what is wrong with a token's source.
+    /// Returns an error if a token's source is invalid.
     pub(crate) fn align(
         &self,
         of: &[Participant<'_>],
@@ -173,7 +173,7 @@ impl<'c> Vocabulary<'c> {
         self.of_inputs[p.model].row(token, p.shape[0])
     }
 
-    /// The row that the file says.
+    /// Returns the row that the merge file specifies.
     fn chosen(
         &self,
         source: &TokenSource,
@@ -209,15 +209,15 @@ impl<'c> Vocabulary<'c> {
         }
     }
 
-    /// Files that take the place of the tokenizer model's own, by name.
+    /// Returns the files that replace those of the tokenizer's model, by name.
     ///
     /// # Errors
-    /// Returns what is wrong with a file.
+    /// Returns an error if a file is invalid.
     pub(crate) fn files(&self, inputs: &Inputs) -> Result<BTreeMap<String, Vec<u8>>, Problem> {
         self.new.files(&inputs.models[self.new.model])
     }
 
-    /// Numbers of special tokens in `config.json`, as they are in the output's tokenizer.
+    /// Sets the ids of special tokens in `config.json` to those of the output's tokenizer.
     pub(crate) fn put_special_ids(&self, config: &mut Map<String, Value>, inputs: &Inputs) {
         let own = inputs.models[self.new.model].config();
         for (key, value) in config.iter_mut().filter(|(key, _)| key.ends_with("_token_id")) {
@@ -231,7 +231,8 @@ impl<'c> Vocabulary<'c> {
     }
 }
 
-/// What models take for a token that the file does not name: the base's row, else the mean of those that have it.
+/// Returns the default row for models that lack a token: the only row that exists, or else the base's, or else the mean
+/// over the models that have the token; zeros if none has it.
 fn usual(own: &[Option<usize>], base: Option<usize>) -> Row {
     let having: Vec<(usize, usize)> =
         own.iter().enumerate().filter_map(|(table, row)| Some((table, (*row)?))).collect();
@@ -243,10 +244,10 @@ fn usual(own: &[Option<usize>], base: Option<usize>) -> Row {
     }
 }
 
-/// Puts the chat template that a merge file asks for among the files of the tokenizer of `model`.
+/// Adds the chat template that a merge file requests to the tokenizer files of `model`.
 ///
 /// # Errors
-/// Returns what is wrong with a file, or with what the merge file says.
+/// Returns an error if a file or the setting is invalid.
 pub(crate) fn put_wanted_template(
     config: &MergeConfig,
     inputs: &Inputs,
@@ -268,7 +269,7 @@ pub(crate) fn put_wanted_template(
             }
         }
         let most = counts.iter().map(|(_, count)| *count).max();
-        // Of several the first, in the order in which the file names the models.
+        // If several are equally frequent, the first one in the order of models in the file is used.
         let Some((template, count)) = counts.into_iter().find(|(_, count)| Some(*count) == most) else {
             notes.push("chat_template: no model has one".to_owned());
             return Ok(());

@@ -1,4 +1,4 @@
-//! The operation for each output tensor.
+//! The operation that produces each output tensor.
 
 use std::ops::Range;
 use std::sync::Arc;
@@ -8,38 +8,38 @@ use cl_checkpoint::TensorSpec;
 use super::token_table::TokenTable;
 use crate::methods::MergeMethod;
 
-/// One output tensor.
+/// An output tensor and the operation that produces it.
 pub(crate) struct PlannedTensor {
     pub(crate) spec: TensorSpec,
     pub(crate) work: Work,
 }
 
 pub(crate) enum Work {
-    /// The bytes of a tensor of a model, as they are.
+    /// Copies a model's tensor byte for byte.
     Copy(Source),
-    /// Consecutive parts, each merged by itself.
+    /// Merges consecutive segments independently.
     Merge(Vec<Segment>),
 }
 
-/// A tensor of a model.
+/// A tensor of one model.
 #[derive(Clone)]
 pub(crate) struct Source {
     pub(crate) model: usize,
     pub(crate) tensor: String,
-    /// What keys its random masks.
+    /// Key of its random masks.
     pub(crate) key: String,
-    /// Its rows in the output's order, where tokenizers differ.
+    /// Its rows in the output's order, if tokenizers differ.
     pub(crate) table: Option<Arc<TokenTable>>,
 }
 
-/// Some rows of a tensor, or all of it.
+/// A tensor, or some of its rows, merged by one method.
 pub(crate) struct Segment {
     pub(crate) elements: Range<usize>,
     pub(crate) shape: Vec<usize>,
     pub(crate) method: Box<dyn MergeMethod>,
     pub(crate) base: Option<Source>,
     pub(crate) models: Vec<Source>,
-    /// Whether it is merged by the method of the plan, and so counts in a trim of the whole model.
+    /// Whether it is merged by the method of the plan, and therefore counts when the whole model is trimmed.
     pub(crate) whole: bool,
 }
 

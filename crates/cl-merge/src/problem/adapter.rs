@@ -1,4 +1,4 @@
-//! Adapters that do not fit together, to their base or to what is asked for.
+//! Problems with adapters: with each other, with their base, or with what is requested.
 
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
@@ -7,42 +7,42 @@ use cl_checkpoint::{Dtype, LayerKind};
 
 use super::Joint;
 
-/// What is wrong with adapters, or with what is to be done to them.
+/// A problem with adapters, or with a requested operation on them.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterProblem {
-    /// No adapter is named.
+    /// No adapter is given.
     #[error("no adapters; name at least one")]
     NoAdapters,
-    /// A list with another length than that of adapters.
+    /// The length of a list does not match the number of adapters.
     #[error("expected {}one for each of {adapters} adapters, got {given}", if *.or_one { "one for all or " } else { "" })]
     OnePerAdapter {
         /// Number of adapters.
         adapters: usize,
         /// Number of entries.
         given: usize,
-        /// Whether a single entry would hold for all.
+        /// Whether a single entry would apply to all.
         or_one: bool,
     },
-    /// A weight that is NaN or an infinity.
+    /// A weight is NaN or infinite.
     #[error("its weight is {weight}; it has to be a finite number")]
     Weight {
         /// The weight.
         weight: f64,
     },
-    /// A density out of range.
+    /// A density is out of range.
     #[error("density is {density}; it has to be above 0 and at most 1")]
     Density {
         /// The density.
         density: f64,
     },
-    /// A rank of zero.
+    /// The rank is zero.
     #[error("rank is 0; it has to be at least 1")]
     RankZero,
-    /// A gradient or filters, which only whole models can have.
+    /// A gradient or filters are set, which only apply to whole models.
     #[error("gradients and filters are for whole models; give one value")]
     Varying,
-    /// A method that needs the weights of models.
+    /// The method needs the weights of models.
     #[error(
         "{method} works on the weights of models, not on updates; fold each adapter into its base and merge the models"
     )]
@@ -50,7 +50,7 @@ pub enum AdapterProblem {
         /// The method.
         method: String,
     },
-    /// Too few or too many adapters for a method.
+    /// There are too few or too many adapters for the method.
     #[error("{method} takes {} {} adapters, not {found}", adapters.start(), most(adapters))]
     AdapterCount {
         /// The method.
@@ -60,27 +60,27 @@ pub enum AdapterProblem {
         /// How many there are.
         found: usize,
     },
-    /// A parameter of `cat`, which has none.
+    /// A parameter is set for `cat`, which has none.
     #[error("cat has no parameter `{parameter}`; it takes weights alone")]
     CatParameter {
         /// The parameter.
         parameter: String,
     },
-    /// A rank for `cat`.
+    /// A rank is set for `cat`.
     #[error("cat keeps all ranks; linear with a rank cuts to it")]
     CatRank,
-    /// A rank where factors are merged apart.
+    /// A rank is set although factors are merged separately.
     #[error("in the space of factors the rank is that of the adapters; leave rank out")]
     FactorRank,
-    /// A method that PEFT does not have on factors.
+    /// PEFT does not have this method on factors.
     #[error("{method} is none of PEFT's methods on factors, which are {}; the space delta has it", known.join(", "))]
     FactorMethod {
         /// The method.
         method: String,
-        /// Those that PEFT has.
+        /// The methods that PEFT has.
         known: &'static [&'static str],
     },
-    /// A parameter that PEFT's methods on factors do not have.
+    /// A parameter is set that PEFT's methods on factors do not have.
     #[error(
         "`{parameter}` has no meaning in the space of factors, where all but weights, density and sign is as in PEFT"
     )]
@@ -88,7 +88,7 @@ pub enum AdapterProblem {
         /// The parameter.
         parameter: String,
     },
-    /// Factors of different ranks, which cannot be merged apart.
+    /// Factors have different ranks and cannot be merged separately.
     #[error(
         "{} has rank {}, {} has {}; factors of different ranks cannot be merged apart, but updates can: use the space delta",
         adapters[0], ranks[0], adapters[1], ranks[1]
@@ -99,13 +99,13 @@ pub enum AdapterProblem {
         /// The rank of each.
         ranks: [usize; 2],
     },
-    /// A tensor beside the factors, where factors are merged apart.
+    /// An adapter trains a tensor in addition to its factors, but factors are merged separately.
     #[error("trains `{tensor}` beside its factors, which PEFT does not combine; the space delta does")]
     BesideFactors {
         /// The tensor.
         tensor: String,
     },
-    /// A scaling that is NaN or an infinity.
+    /// A scaling is NaN or infinite.
     #[error("module `{module}` has the scaling {scaling}")]
     Scaling {
         /// The module.
@@ -113,37 +113,37 @@ pub enum AdapterProblem {
         /// Its scaling.
         scaling: f64,
     },
-    /// A tensor of the adapter whose element type cannot be combined.
+    /// A tensor of an adapter has a dtype that cannot be combined.
     #[error("tensor `{tensor}` is {dtype:?}; expected f64, f32, f16 or bf16")]
     Dtype {
         /// The tensor.
         tensor: String,
-        /// Its element type.
+        /// Its dtype.
         dtype: Dtype,
     },
-    /// A tensor of the base whose element type cannot be folded into.
+    /// A tensor of the base has a dtype that adapters cannot be folded into.
     #[error("the base's weight is {dtype:?}; expected f64, f32, f16 or bf16")]
     BaseDtype {
-        /// Its element type.
+        /// Its dtype.
         dtype: Dtype,
     },
-    /// A module that is something else in another adapter.
+    /// A module has another kind or shape in another adapter.
     #[error(
         "module `{module}` is {kind:?} {shape:?}, in an adapter before it {other_kind:?} {other_shape:?}; they are of different bases"
     )]
     ModulesDiffer {
         /// The module.
         module: String,
-        /// What layer it is.
+        /// Kind of the layer.
         kind: LayerKind,
         /// Rows and columns of its weight.
         shape: [usize; 2],
-        /// What layer it is in the other.
+        /// Kind of the layer in the other adapter.
         other_kind: LayerKind,
-        /// Rows and columns of its weight there.
+        /// Rows and columns of its weight in the other adapter.
         other_shape: [usize; 2],
     },
-    /// Adapters of different bases, by the hashes in their manifests.
+    /// Adapters have different bases, by the hashes in their manifests.
     #[error(
         "was made for another base ({}…) than {first} ({}…), their manifests say; ignore-base takes them all the same",
         start(base),
@@ -152,18 +152,18 @@ pub enum AdapterProblem {
     OtherBase {
         /// Hash of the base.
         base: String,
-        /// Another adapter.
+        /// The adapter that it is compared with.
         first: String,
-        /// Hash of that one's base.
+        /// Hash of that adapter's base.
         first_base: String,
     },
-    /// An adapter of another base than the given one, by the hash in its manifest.
+    /// An adapter has another base than the given one, by the hash in its manifest.
     #[error("was made for another base than {}, its manifest says; ignore-base takes it all the same", base.display())]
     NotThisBase {
         /// The given base.
         base: PathBuf,
     },
-    /// A module that the base does not have.
+    /// A module is missing from the base.
     #[error("module `{module}` is not in the base {}", base.display())]
     ModuleNotInBase {
         /// The module.
@@ -171,7 +171,7 @@ pub enum AdapterProblem {
         /// The base.
         base: PathBuf,
     },
-    /// A module whose weight has another shape in the base.
+    /// A module's weight has another shape in the base.
     #[error("module `{module}` is for a weight of {shape:?}, the base's is {of_base:?}")]
     ModuleShape {
         /// The module.
@@ -181,7 +181,7 @@ pub enum AdapterProblem {
         /// Shape of the base's weight.
         of_base: Vec<usize>,
     },
-    /// A tensor that is no factor, no copy of the base's, and not said to be trained.
+    /// A tensor is neither a factor nor a copy of the base's, and the configuration does not mark it as trained.
     #[error(
         "tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json does not say that \
          it was trained; add its module to modules_to_save there if it was"
@@ -189,22 +189,22 @@ pub enum AdapterProblem {
     Untrained {
         /// The tensor.
         tensor: String,
-        /// The base's tensor of that name.
+        /// The base tensor that it corresponds to.
         stands_for: String,
     },
-    /// A whole weight, which without the base cannot be told from a copy.
+    /// A full weight is stored, and without the base it is unknown whether it is a copy.
     #[error("holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy")]
     WholeWeight {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor that was trained whole, to be combined without its base.
+    /// A fully trained tensor is to be combined without the base.
     #[error("`{tensor}` was trained whole, and is combined as its difference from the base's; name the base")]
     TrainedWhole {
         /// The tensor.
         tensor: String,
     },
-    /// A tensor that was trained whole and that the base does not have.
+    /// A fully trained tensor is missing from the base.
     #[error("changes `{tensor}`, which the base {} does not have", base.display())]
     TensorNotInBase {
         /// The tensor.
@@ -212,15 +212,15 @@ pub enum AdapterProblem {
         /// The base.
         base: PathBuf,
     },
-    /// A tensor that one adapter has factors for, and another has trained whole.
+    /// One adapter has factors for a tensor that another trains in full.
     #[error("has factors in {factors} and is trained whole in {whole}; fold the adapters one after another", whole = whole.join(", "))]
     FactorsAndWhole {
         /// The adapter with factors.
         factors: String,
-        /// The adapters with the whole tensor.
+        /// The adapters that train it in full.
         whole: Vec<String>,
     },
-    /// A tensor that was trained whole on different bases.
+    /// A tensor was fully trained on different bases.
     #[error(
         "is trained whole in {}, on different bases as their manifests say, so their differences from one base do not add up; \
          fold the adapters one after another", adapters.join(", ")
@@ -229,17 +229,17 @@ pub enum AdapterProblem {
         /// The adapters.
         adapters: Vec<String>,
     },
-    /// A row of a token that the base's table does not have.
+    /// A trained token row is missing from the base's table.
     #[error("`{tensor}` is for token {token}; the base's table has {rows} rows")]
     TokenBeyond {
         /// The tensor with the row.
         tensor: String,
-        /// The token's number.
+        /// Id of the token.
         token: usize,
-        /// Rows of the base's table.
+        /// Number of rows of the base's table.
         rows: usize,
     },
-    /// Rows of tokens of another length than the base's.
+    /// Trained token rows have another length than the base's.
     #[error("`{tensor}` is {shape:?}, the base's table {of_base:?}")]
     RowShape {
         /// The tensor with the rows.
@@ -249,7 +249,7 @@ pub enum AdapterProblem {
         /// Shape of the base's table.
         of_base: Vec<usize>,
     },
-    /// A whole tensor of another shape than the base's.
+    /// A fully trained tensor has another shape than the base's.
     #[error("`{tensor}` is {shape:?}, the base's `{base_tensor}` {of_base:?}")]
     WholeShape {
         /// The tensor.
@@ -261,7 +261,7 @@ pub enum AdapterProblem {
         /// Its shape there.
         of_base: Vec<usize>,
     },
-    /// A table with rows for new tokens, beside other adapters or with a weight.
+    /// A table has rows for new tokens, but there are other adapters or a weight.
     #[error(
         "`{tensor}` has {rows} rows, the base's {base_rows}: tokens were added, and what stands for them in the base is not known; \
          fold this adapter alone with a weight of 1, or give the base with these rows"
@@ -269,33 +269,33 @@ pub enum AdapterProblem {
     AddedTokens {
         /// The tensor.
         tensor: String,
-        /// Its rows.
+        /// Its number of rows.
         rows: usize,
-        /// Rows of the base's.
+        /// Number of rows of the base's table.
         base_rows: usize,
     },
-    /// A table with rows for new tokens, to be combined.
+    /// A table with rows for new tokens is to be combined.
     #[error("`{tensor}` has {rows} rows, the base's {base_rows}; name the base that has these rows")]
     RowsBeyondBase {
         /// The tensor.
         tensor: String,
-        /// Its rows.
+        /// Its number of rows.
         rows: usize,
-        /// Rows of the base's.
+        /// Number of rows of the base's table.
         base_rows: usize,
     },
-    /// An embedding and a head of different lengths.
+    /// Embedding and head have different numbers of rows.
     #[error(
         "with the adapters the embedding has {embedding} rows and the head {head}; both have to be trained whole where tokens were \
          added"
     )]
     HeadRows {
-        /// Rows of the embedding.
+        /// Number of rows of the embedding.
         embedding: usize,
-        /// Rows of the head.
+        /// Number of rows of the head.
         head: usize,
     },
-    /// Biases of updates beside an update of an embedding.
+    /// Updates have biases (`lora_bias`), and there is an update of an embedding.
     #[error(
         "`{tensor}` belongs to lora_bias, which PEFT does not have beside factors on an embedding (`{module}`); fold the adapters instead"
     )]
@@ -305,22 +305,22 @@ pub enum AdapterProblem {
         /// The embedding.
         module: String,
     },
-    /// A DoRA adapter to be combined.
+    /// A DoRA adapter is to be combined.
     #[error(
         "a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain adapter \
          from the result where one is needed"
     )]
     DoraCombined,
-    /// A DoRA adapter beside others.
+    /// A DoRA adapter is to be folded together with others.
     #[error("a DoRA adapter can only be folded alone; fold one after another")]
     DoraNotAlone,
-    /// A part of a DoRA adapter.
+    /// A DoRA adapter is to be folded with a weight other than 1.
     #[error("a DoRA adapter can only be folded with a weight of 1, not {weight}")]
     DoraWeight {
         /// The weight.
         weight: f64,
     },
-    /// A tensor that one of two models lacks whose difference is extracted.
+    /// A tensor is missing from one of the two models of an extraction.
     #[error("has no tensor `{tensor}`, but {other} has")]
     LacksTensor {
         /// The tensor.
@@ -328,13 +328,13 @@ pub enum AdapterProblem {
         /// The model that has it.
         other: String,
     },
-    /// A tuned model with a head of its own, of a base without.
+    /// The tuned model has a head of its own, but the base has none.
     #[error(
         "embeddings and head are apart, in the base they are one tensor, as after a fold of an adapter on either; what the two \
          uses became cannot be one adapter of a tied base"
     )]
     Untied,
-    /// A tensor of different shapes in base and tuned model.
+    /// A tensor has different shapes in the base and the tuned model.
     #[error("is {base:?} in the base and {tuned:?} in the tuned model; models of one vocabulary and shape are needed")]
     ShapesDiffer {
         /// Shape in the base.
@@ -342,15 +342,15 @@ pub enum AdapterProblem {
         /// Shape in the tuned model.
         tuned: Vec<usize>,
     },
-    /// A tensor that is floating in only one of base and tuned model.
+    /// A tensor is floating-point in only one of the base and the tuned model.
     #[error("is {base:?} in the base and {tuned:?} in the tuned model")]
     DtypesDiffer {
-        /// Element type in the base.
+        /// Dtype in the base.
         base: Dtype,
-        /// Element type in the tuned model.
+        /// Dtype in the tuned model.
         tuned: Dtype,
     },
-    /// A target that is no matrix of the base.
+    /// A target is not a matrix of the base.
     #[error("target `{target}` names no matrix of {}", base.display())]
     UnknownTarget {
         /// The target.
@@ -358,7 +358,7 @@ pub enum AdapterProblem {
         /// The base.
         base: PathBuf,
     },
-    /// An entry of `modules_to_save` that is no module of the base.
+    /// An entry of `modules_to_save` is not a module of the base.
     #[error("modules_to_save `{entry}` names no module of {}", base.display())]
     UnknownSaved {
         /// The entry.
@@ -366,7 +366,7 @@ pub enum AdapterProblem {
         /// The base.
         base: PathBuf,
     },
-    /// Models that are equal in the modules that are asked for.
+    /// The models are equal in the requested modules.
     #[error("does not differ from {} in any of these modules", base.display())]
     NoDifference {
         /// The base.
@@ -378,7 +378,7 @@ fn most(adapters: &RangeInclusive<usize>) -> String {
     if *adapters.end() == usize::MAX { "or more".to_owned() } else { format!("to {}", adapters.end()) }
 }
 
-/// Enough of a hash to tell two apart.
+/// Returns the start of a hash, which suffices to distinguish hashes in messages.
 fn start(hash: &str) -> &str {
     hash.get(..12).unwrap_or(hash)
 }

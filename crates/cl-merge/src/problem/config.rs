@@ -1,24 +1,24 @@
-//! Merge files that contradict themselves, or a method.
+//! Problems with merge files: contradictions in the file, or with a method.
 
 use std::ops::RangeInclusive;
 
 use super::Joint;
 
-/// What is wrong with a merge file, whatever its models are.
+/// A problem with a merge file that does not depend on its models.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigProblem {
     /// No method has this name.
     #[error("no method is called `{method}`; {}there are {}", if *.for_adapters { "for adapters " } else { "" }, known.join(", "))]
     UnknownMethod {
-        /// The name.
+        /// The unknown name.
         method: String,
-        /// The names that there are.
+        /// The existing names.
         known: Vec<&'static str>,
-        /// Whether these are the ones that combine adapters.
+        /// Whether these are the methods for adapters.
         for_adapters: bool,
     },
-    /// A merge with a given method, of a file that names another one.
+    /// The merge file names another method than the given one.
     #[error("the method is `{method}`, but the file names `{named}`")]
     OtherMethod {
         /// The given method.
@@ -37,16 +37,16 @@ pub enum ConfigProblem {
         method: &'static str,
         /// The parameter.
         parameter: String,
-        /// Those that it has.
+        /// The parameters that it has.
         known: &'static [&'static str],
     },
-    /// A parameter that all models share, given to one of them.
+    /// A parameter that applies to all models is set for one of them.
     #[error("`{parameter}` is one for all models; set it under the method")]
     SharedParameter {
         /// The parameter.
         parameter: String,
     },
-    /// A number out of range.
+    /// A number is out of range.
     #[error("`{parameter}` is {value}; it has to be {range}")]
     OutOfRange {
         /// The parameter.
@@ -56,7 +56,7 @@ pub enum ConfigProblem {
         /// The range, in words.
         range: &'static str,
     },
-    /// NaN or an infinity.
+    /// A number is NaN or infinite.
     #[error("`{parameter}` is no finite number; it has to be {range}")]
     NotFinite {
         /// The parameter.
@@ -64,16 +64,16 @@ pub enum ConfigProblem {
         /// The range, in words.
         range: &'static str,
     },
-    /// A gradient without values.
+    /// A gradient has no values.
     #[error("`{parameter}` is an empty list")]
     EmptyList {
         /// The parameter.
         parameter: &'static str,
     },
-    /// A density that varies between tensors, where the whole model is trimmed at once.
+    /// The density varies between tensors although the whole model is trimmed at once.
     #[error("a gradient or filter means nothing when the whole model is trimmed at once; set trim = \"tensor\"")]
     VaryingDensity,
-    /// Both `models` and `slices`, or neither.
+    /// Both `models` and `slices` are set, or neither.
     #[error("set either `models` or `slices`")]
     ModelsOrSlices,
     /// The method needs a base.
@@ -82,19 +82,19 @@ pub enum ConfigProblem {
         /// The method.
         method: &'static str,
     },
-    /// Too few or too many models.
+    /// There are too few or too many models.
     #[error("{method} merges {} model(s){}, not {found}", wanted(models), if *.beside_base { " beside the base" } else { "" })]
     ModelCount {
         /// The method.
         method: &'static str,
-        /// How many it takes.
+        /// The number of models that it takes.
         models: RangeInclusive<usize>,
-        /// Whether a base comes on top.
+        /// Whether the base is not counted among them.
         beside_base: bool,
-        /// How many there are.
+        /// The number of models in the file.
         found: usize,
     },
-    /// A base that mergekit merges as one more model, where the method does not take as many.
+    /// mergekit merges the base as one more model, but the method does not take as many.
     #[error(
         "{method} merges {} model(s), and mergekit merges `base_model` as one more; remove `base_model`",
         wanted(models)
@@ -102,76 +102,77 @@ pub enum ConfigProblem {
     BaseIsModel {
         /// The method.
         method: &'static str,
-        /// How many it takes.
+        /// The number of models that it takes.
         models: RangeInclusive<usize>,
     },
-    /// A model twice in one slice.
+    /// A model is listed twice in one slice.
     #[error("{model} is named twice")]
     NamedTwice {
         /// The model.
         model: String,
     },
-    /// A range without layers.
+    /// A layer range is empty.
     #[error("layer_range {range:?} is empty")]
     EmptyLayerRange {
         /// The first layer, and the one after the last.
         range: [usize; 2],
     },
-    /// Sources of one slice with different numbers of layers.
+    /// The sources of a slice have different numbers of layers.
     #[error("all sources need the same number of layers")]
     LayerCounts,
-    /// A range beyond a model's layers.
+    /// A layer range exceeds a model's layers.
     #[error("{model} has layers 0 to {layers}, not up to {end}")]
     LayersBeyond {
         /// The model.
         model: String,
-        /// How many layers it has.
+        /// The number of its layers.
         layers: usize,
-        /// Where the range ends.
+        /// The end of the range, exclusive.
         end: usize,
     },
-    /// A slice whose base is none of its sources.
+    /// The base of a slice is not one of its sources.
     #[error("`{base}` is the base and has to be among the sources")]
     BaseNotASource {
         /// The base.
         base: String,
     },
-    /// A merge file without a merge.
+    /// A merge file has no merge.
     #[error("the file holds no merge")]
     NoMerge,
-    /// A stage that no other can refer to.
+    /// A stage other than the last has no name.
     #[error("every stage but the last needs a `name`")]
     UnnamedStage,
-    /// Two stages of one name.
+    /// Two stages have the same name.
     #[error("two stages are called `{name}`")]
     StageNamedTwice {
         /// The name.
         name: String,
     },
-    /// A name that cannot be a directory's.
+    /// The name of a stage is not valid as the name of a directory.
     #[error("`{name}` cannot be the name of a stage; use letters, digits, - and _")]
     StageName {
         /// The name.
         name: String,
     },
-    /// A model that is the result of a later stage.
+    /// A model is the result of a later stage.
     #[error("`{stage}` is a stage that comes later")]
     LaterStage {
         /// The stage.
         stage: String,
     },
-    /// A stage whose result is lost.
+    /// No stage uses the result of a stage other than the last.
     #[error("no stage uses `{name}`; the last one is the result")]
     UnusedStage {
-        /// Its name.
+        /// The name of the stage.
         name: String,
     },
 }
 
-/// The name that is most similar to an unknown one, if it could be a typing error: at most a third of its letters differ.
+/// Returns the most similar known name, if the unknown one could be a typing error of it: at most a third of its
+/// letters differ.
 fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
     let distance = |other: &str| {
-        // Levenshtein's distance, row by row.
+        // Levenshtein distance, row by row.
         let mut row: Vec<usize> = (0..=other.chars().count()).collect();
         for (i, a) in name.chars().enumerate() {
             let mut diagonal = std::mem::replace(&mut row[0], i + 1);

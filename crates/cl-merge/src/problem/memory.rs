@@ -1,60 +1,60 @@
-//! Memory that is not enough.
+//! Problems with the memory limit.
 
-/// How much would be needed, in bytes, and what for.
+/// A memory limit that is too low, with the required memory in bytes.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MemoryProblem {
-    /// A merge of models.
+    /// A merge of models exceeds the limit.
     #[error(
         "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB or fewer threads",
         mib(*allowed), mib(*held), mib(*largest), mib(held + largest)
     )]
     Merge {
-        /// Allowed.
+        /// The memory limit.
         allowed: usize,
         /// Number of threads.
         threads: usize,
-        /// What these hold, whatever they work on.
+        /// Memory for all threads, whatever tensor they work on.
         held: usize,
-        /// The tensor that needs most.
+        /// The tensor that needs the most memory.
         tensor: String,
-        /// What it needs on top.
+        /// The additional memory for this tensor.
         largest: usize,
     },
-    /// The modules of adapters that are combined.
+    /// Combining the modules of adapters exceeds the limit.
     #[error(
         "{} MiB of memory are not enough: factors take {} MiB and module `{module}` {} MiB; allow {} MiB",
         mib(*allowed), mib(*held), mib(*largest), mib(held + largest)
     )]
     Modules {
-        /// Allowed.
+        /// The memory limit.
         allowed: usize,
-        /// What all factors take.
+        /// Memory for all factors.
         held: usize,
-        /// The module that needs most.
+        /// The module that needs the most memory.
         module: String,
-        /// What it needs on top.
+        /// The additional memory for this module.
         largest: usize,
     },
-    /// What adapters that are combined train beside their factors.
+    /// Combining the tensors that adapters train in addition to their factors exceeds the limit.
     #[error(
         "{} MiB of memory are not enough: the tensors beside the factors need {} MiB with these; allow {} MiB",
         mib(*allowed), mib(*needed), mib(*needed)
     )]
     BesideFactors {
-        /// Allowed.
+        /// The memory limit.
         allowed: usize,
-        /// Needed in all.
+        /// The required memory in total.
         needed: usize,
     },
-    /// A module that is extracted.
+    /// Extracting a module exceeds the limit.
     #[error("{} MiB of memory are not enough: module `{module}` needs {} MiB; allow these", mib(*allowed), mib(*needed))]
     Extract {
-        /// Allowed.
+        /// The memory limit.
         allowed: usize,
-        /// The module that needs most.
+        /// The module that needs the most memory.
         module: String,
-        /// Needed in all.
+        /// The required memory in total.
         needed: usize,
     },
 }

@@ -1,4 +1,4 @@
-//! What stands in the way of a merge: where it is, and what it is, with its facts as fields.
+//! Problems that prevent a merge, each with its place and its facts as fields.
 //!
 //! ```
 //! use cl_merge::problem::{ConfigProblem, Place, ProblemKind};
@@ -29,17 +29,17 @@ pub use tokenizer::TokenizerProblem;
 
 use crate::methods::SettingsError;
 
-/// One of the things that stand in the way.
+/// A problem that prevents a merge.
 #[derive(Debug)]
 #[non_exhaustive]
 pub struct Problem {
-    /// Where.
+    /// The place of the problem.
     pub place: Place,
-    /// What; boxed, because problems are returned as errors.
+    /// The kind of problem; boxed because problems are returned as errors.
     pub kind: Box<ProblemKind>,
 }
 
-/// Where a problem is.
+/// The place of a problem.
 #[derive(Clone, Debug, PartialEq, Eq)]
 #[non_exhaustive]
 pub enum Place {
@@ -58,9 +58,9 @@ pub enum Place {
     Stage(usize),
     /// A place in one of several stages.
     InStage {
-        /// The stage's name; `result` for a last one without a name.
+        /// Name of the stage; `result` for a last stage without a name.
         stage: String,
-        /// Where in it.
+        /// Place in the stage.
         place: Box<Place>,
     },
     /// A token under `tokenizer.tokens`.
@@ -71,39 +71,39 @@ pub enum Place {
     Adapters(Vec<String>),
     /// A module of adapters.
     Module(String),
-    /// A tensor of the output.
+    /// An output tensor.
     Tensor(String),
-    /// Several tensors of the output.
+    /// Several output tensors.
     Tensors {
-        /// The first.
+        /// Name of the first tensor.
         first: String,
-        /// How many.
+        /// Number of tensors.
         count: usize,
     },
     /// A file.
     File(PathBuf),
 }
 
-/// The kinds of problems.
+/// A kind of problem.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ProblemKind {
-    /// The merge file contradicts itself, or a method.
+    /// The merge file contradicts itself or a method.
     #[error(transparent)]
     Config(#[from] ConfigProblem),
-    /// A method cannot be made of its settings.
+    /// The settings of a method are invalid.
     #[error(transparent)]
     Settings(#[from] SettingsError),
-    /// Models do not fit together.
+    /// Models are incompatible.
     #[error(transparent)]
     Model(#[from] ModelProblem),
-    /// Tokenizers do not fit together.
+    /// Tokenizers are incompatible.
     #[error(transparent)]
     Tokenizer(#[from] TokenizerProblem),
-    /// Adapters do not fit together, to their base or to what is asked for.
+    /// Adapters are incompatible with each other, with their base or with what is requested.
     #[error(transparent)]
     Adapter(#[from] AdapterProblem),
-    /// The memory that may be held is not enough.
+    /// The memory limit is too low.
     #[error(transparent)]
     Memory(#[from] MemoryProblem),
     /// A model or an adapter cannot be opened or read.
@@ -111,14 +111,14 @@ pub enum ProblemKind {
     Checkpoint(#[from] cl_checkpoint::Error),
 }
 
-/// How a kind's text follows the place.
+/// How the text of a kind is appended to the place.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum Joint {
     /// After a colon.
     Colon,
-    /// As a sentence about it.
+    /// As a sentence whose subject is the place.
     Sentence,
-    /// Without it: the text names the place itself.
+    /// Without the place, because the text names it.
     Alone,
 }
 
@@ -127,18 +127,18 @@ impl Problem {
         Problem { place, kind: Box::new(kind.into()) }
     }
 
-    /// Of the merge file, or of the options, as a whole.
+    /// Creates a problem of the merge file, or the options, as a whole.
     pub(crate) fn whole(kind: impl Into<ProblemKind>) -> Problem {
         Problem::new(Place::Whole, kind)
     }
 
-    /// The same in one of several stages.
+    /// Moves the problem into a stage.
     pub(crate) fn in_stage(self, stage: &str) -> Problem {
         let place = Place::InStage { stage: stage.to_owned(), place: Box::new(self.place) };
         Problem { place, kind: self.kind }
     }
 
-    /// Of a model or an adapter that cannot be opened.
+    /// Creates a problem for a model or adapter that cannot be opened.
     pub(crate) fn unopened(dir: &Path, error: cl_checkpoint::Error) -> Problem {
         Problem::new(Place::File(dir.to_owned()), error)
     }
@@ -161,7 +161,7 @@ impl Place {
         Place::Tensor(name.to_owned())
     }
 
-    /// One tensor, or several.
+    /// Creates the place for one or several tensors.
     pub(crate) fn tensors(names: &[&str]) -> Place {
         match names {
             [one] => Place::tensor(one),

@@ -1,41 +1,41 @@
-//! Models that do not fit together.
+//! Problems with models: with a single model, or incompatible models.
 
 use cl_checkpoint::Dtype;
 use serde_json::Value;
 
 use super::Joint;
 
-/// What is wrong with models, between each other or with one of them.
+/// A problem with a model, or between models.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ModelProblem {
-    /// A key of `config.json` on which weights depend has another value than in the reference.
+    /// A key of `config.json` that determines the meaning of weights has another value than in the reference.
     #[error("`{key}` is {value} in config.json, {of_reference} in {reference}")]
     ConfigDiffers {
         /// The key.
         key: &'static str,
-        /// Its value here.
+        /// Its value in this model.
         value: Value,
         /// The model that it is compared with.
         reference: String,
-        /// Its value there.
+        /// Its value in the reference.
         of_reference: Value,
     },
-    /// A model that was saved without its head.
+    /// A model was saved without its head, as the bare model.
     #[error(
         "was saved from the bare model: its names lack `{prefix}`, which those of {whole} begin with, and it has no head; save it \
          from the whole one (AutoModelForCausalLM)"
     )]
     BareModel {
-        /// What its names lack.
+        /// The prefix that its tensor names lack.
         prefix: &'static str,
-        /// A model whose names have it.
+        /// A model whose tensor names have it.
         whole: String,
     },
-    /// A pointer to the weights instead of the weights.
+    /// A weight file is a Git LFS pointer.
     #[error("is a Git LFS pointer instead of weights; run `git lfs pull` in its directory")]
     LfsPointer,
-    /// No output head, and embeddings that are not tied, where another model has a head.
+    /// A model has neither a head nor tied embeddings, but another model has a head.
     #[error(
         "has no lm_head.weight, {reference} has one; if its embeddings are its output head, set tie_word_embeddings to true in its \
          config.json, otherwise save it with its head"
@@ -44,7 +44,7 @@ pub enum ModelProblem {
         /// The model with a head.
         reference: String,
     },
-    /// Tensors that the reference has and this model lacks.
+    /// Tensors of the reference are missing from this model.
     #[error(
         "lacks {} tensor(s) that {reference} has: {}; set `extra_tensors` to \"base\" or \"union\" to copy them from the one that has them",
         tensors.len(), list(tensors)
@@ -55,7 +55,7 @@ pub enum ModelProblem {
         /// The model that has them.
         reference: String,
     },
-    /// Tensors that this model has and the reference lacks.
+    /// Tensors of this model are missing from the reference.
     #[error(
         "has {} tensor(s) that {reference} lacks: {}; set `extra_tensors` to \"base\" to leave them out, or to \"union\" to copy them",
         tensors.len(), list(tensors)
@@ -66,55 +66,55 @@ pub enum ModelProblem {
         /// The model that lacks them.
         reference: String,
     },
-    /// Tensors of slices that a model lacks.
+    /// Tensors of a slice are missing from a model.
     #[error("lacks {}", if let [one] = &tensors[..] { format!("tensor `{one}`") } else { format!("{} tensors (`{}`, …)", tensors.len(), tensors[0]) })]
     LacksTensors {
         /// Their names, at least one.
         tensors: Vec<String>,
     },
-    /// Several stacks of layers in a source of slices.
+    /// A source of slices has several layer stacks.
     #[error(
         "has {} stacks of layers: {}; `slices` cannot say which of them is meant, so they take models with one stack only. Merge \
          whole models with `models`",
         stacks.len(), stacks.iter().map(|(prefix, layers)| format!("`{prefix}` with {layers}")).collect::<Vec<_>>().join(", ")
     )]
     SeveralStacks {
-        /// What their names begin with, and how many layers they have.
+        /// Prefix and number of layers of each stack.
         stacks: Vec<(String, usize)>,
     },
-    /// Weights of eight bits with scales of their own: those of a quantized model.
+    /// A model has 8-bit weights with separate scales, so it is quantized.
     #[error(
         "its weights have eight bits and mean something only times scales such as `{scale}`; convert the model to bf16 first"
     )]
     ScaledWeights {
-        /// A tensor of scales.
+        /// The name of a tensor of scales.
         scale: String,
     },
-    /// A tensor that cannot be merged in one of the models, and can in others.
+    /// A tensor has a dtype that cannot be merged in one model, but one that can in others.
     #[error("{dtype:?} in {model}, elsewhere {elsewhere:?}")]
     MixedDtypes {
-        /// Its element type that cannot be merged.
+        /// The dtype that cannot be merged.
         dtype: Dtype,
         /// The model.
         model: String,
-        /// Its element type in the reference.
+        /// Its dtype in the reference.
         elsewhere: Dtype,
     },
-    /// A tensor that cannot be merged, and is not the same everywhere.
+    /// A tensor cannot be merged, and differs between models.
     #[error("{dtype:?} cannot be merged, and differs between {} and {}", models[0], models[1])]
     CannotMerge {
-        /// Its element type.
+        /// Its dtype.
         dtype: Dtype,
-        /// Two models.
+        /// Two models in which it differs.
         models: [String; 2],
     },
-    /// A tensor of different shapes.
+    /// A tensor has different shapes.
     #[error("has different shapes: {}", by_shape(shapes))]
     Shapes {
         /// Shapes, outermost dimension first, and the models that have them.
         shapes: Vec<(Vec<usize>, Vec<String>)>,
     },
-    /// A token table of different lengths.
+    /// A token table has different numbers of rows.
     #[error(
         "has different numbers of rows: {}; set `vocabulary` to \"common\" (rows that all have), \"base\" (the base's rows) or \
          \"keep\" (all rows)",
@@ -124,16 +124,16 @@ pub enum ModelProblem {
         /// Shapes `[rows, columns]`, and the models that have them.
         shapes: Vec<(Vec<usize>, Vec<String>)>,
     },
-    /// A tensor that no model has.
+    /// No model has this tensor.
     #[error("has no source")]
     NoSource,
-    /// `previous` without the state of an earlier merge.
+    /// `previous` has no state of an earlier merge.
     #[error("{source}; `previous` is the output of an earlier opcm merge")]
     NoState {
-        /// Why it cannot be read.
+        /// The error of reading it.
         source: std::io::Error,
     },
-    /// A state of an earlier merge that is not one.
+    /// The state of an earlier merge is invalid.
     #[error(transparent)]
     State(serde_json::Error),
 }

@@ -1,26 +1,26 @@
-//! Tokenizers that do not fit together.
+//! Problems with tokenizers.
 
 use super::Joint;
 
-/// What is wrong with tokenizers, or with what the merge file says of the output's.
+/// A problem with tokenizers, or with the tokenizer settings of the merge file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum TokenizerProblem {
-    /// Both `tokenizer` and `tokenizer_source`.
+    /// Both `tokenizer` and `tokenizer_source` are set.
     #[error("set either `tokenizer` or `tokenizer_source`")]
     SourceTwice,
-    /// A source that is none of the models.
+    /// The source is not one of the models.
     #[error("`{named}` is none of the models; set {}or a model by its path or name", words.iter().map(|word| format!("`{word}`, ")).collect::<String>())]
     NotAModel {
-        /// What the file names.
+        /// The name in the file.
         named: String,
-        /// Words that it could name beside models.
+        /// Keywords that are accepted in addition to models.
         words: &'static [&'static str],
     },
-    /// Rows as a multiple of zero.
+    /// The multiple for padding rows is zero.
     #[error("has to be at least 1")]
     PadToZero,
-    /// One number for two tokens, so that rows of token tables mean different things.
+    /// Two models use one id for different tokens, so that rows of token tables have different meanings.
     #[error(
         "{} and {}: token {id} is {:?} in one tokenizer.json and {:?} in the other, so the rows of their token tables mean \
          different things; align the rows by token with `tokenizer`, or set `ignore_tokenizers` to true to merge rows by their number \
@@ -29,61 +29,61 @@ pub enum TokenizerProblem {
     Differ {
         /// Two models.
         models: [String; 2],
-        /// The number.
+        /// The id.
         id: u64,
-        /// The token of each.
+        /// The token in each model.
         tokens: [String; 2],
     },
-    /// A model without `tokenizer.json`.
+    /// A model has no `tokenizer.json`.
     #[error("has no tokenizer.json; save its tokenizer with Transformers (save_pretrained) into its directory")]
     NoTokenizer,
-    /// A `tokenizer.json` without tokens.
+    /// A `tokenizer.json` has no tokens.
     #[error("has no tokens under `model.vocab`")]
     NoTokens,
-    /// A file of a tokenizer that is not JSON.
+    /// A tokenizer file is not valid JSON.
     #[error(transparent)]
     Json(serde_json::Error),
-    /// A model whose tokens have no rows.
+    /// A model has no token table.
     #[error("has no token table that a tokenizer could be merged with")]
     NoTable,
-    /// A token table that some models have and others lack.
+    /// A token table exists in some models but not in others.
     #[error("is not in all models; with `tokenizer` it has to be, or in none")]
     TableMissing,
-    /// A row of a model that is not among those that are merged here.
+    /// A row is to be taken from a model that is not among the models merged here.
     #[error("{model} is none of the models that are merged here")]
     NotMergedHere {
         /// The model.
         model: String,
     },
-    /// A row of a model that does not have the token.
+    /// A row is to be taken from a model that does not have the token.
     #[error("{model} does not have it")]
     LacksIt {
         /// The model.
         model: String,
     },
-    /// Neither `token` nor `token_id`, or both.
+    /// Neither `token` nor `token_id` is set, or both are.
     #[error("name either `token` or `token_id` of the model")]
     TokenOrId,
-    /// A token that a model does not have.
+    /// A model does not have the given token.
     #[error("{model} has no token `{token}`")]
     NoSuchToken {
         /// The model.
         model: String,
-        /// The token, or its number.
+        /// The token or its id.
         token: String,
     },
-    /// A model without the chat template that is asked of it.
+    /// A model does not have the requested chat template.
     #[error("{model} has none")]
     NoChatTemplate {
         /// The model.
         model: String,
     },
-    /// A chat template that is none.
+    /// A chat template is invalid.
     #[error(
         "`{given}` is neither `auto`, one of the models nor a template; templates have no names here, write the text"
     )]
     ChatTemplate {
-        /// What the file says.
+        /// The value in the file.
         given: String,
     },
 }

@@ -1,4 +1,4 @@
-//! Checks of a merge file without its models: unknown parameters, numbers out of range, too many models.
+//! Checks of a merge file that do not need its models: unknown parameters, numbers out of range, too many models.
 
 use std::collections::BTreeSet;
 
@@ -9,7 +9,7 @@ use super::parameter::Parameter;
 use crate::methods::{Base, MethodInfo, ParameterInfo, Profile};
 use crate::problem::{ConfigProblem, Place, Problem};
 
-/// Every place where parameters stand, and what it is called.
+/// Lists all parameter tables of the file, with their places.
 fn scopes(config: &MergeConfig) -> Vec<(Place, &Parameters, bool)> {
     let mut scopes = vec![(Place::Key(format!("method.{}", config.method.name)), &config.method.parameters, false)];
     for model in &config.models {
@@ -24,12 +24,12 @@ fn scopes(config: &MergeConfig) -> Vec<(Place, &Parameters, bool)> {
     scopes
 }
 
-/// A slice by its index, or one of its sources.
+/// Returns the place of a slice, or of one of its sources.
 fn slice_place(index: usize, model: Option<&str>) -> Place {
     Place::Slice { number: index + 1, model: model.map(str::to_owned) }
 }
 
-/// Parameters that the method does not have, that have no place where they stand, or that are out of range.
+/// Reports parameters that the method does not have, that are set in the wrong place, or that are out of range.
 pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     for (place, parameters, of_model) in scopes(config) {
@@ -54,7 +54,7 @@ pub(crate) fn parameter_problems(config: &MergeConfig, method: &MethodInfo) -> V
     problems
 }
 
-/// Numbers in the JSON form of a parameter that are out of range.
+/// Reports numbers out of range in the JSON form of a parameter.
 fn range_problems(place: &Place, info: &ParameterInfo, value: &Value) -> Vec<Problem> {
     let (low, high) = info.bounds;
     let (parameter, range) = (info.name, info.range);
@@ -76,7 +76,7 @@ fn range_problems(place: &Place, info: &ParameterInfo, value: &Value) -> Vec<Pro
     }
 }
 
-/// Models and slices: how many, and which of the two.
+/// Checks that either models or slices are set, and their numbers.
 pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     if config.models.is_empty() == config.slices.is_empty() {
@@ -117,12 +117,12 @@ pub(crate) fn shape_of_config(config: &MergeConfig, method: &MethodInfo) -> Vec<
     problems
 }
 
-/// Whether the base is one more input of its own accord: mergekit adds it where a method has no other use for it.
+/// Whether the base is automatically one more input, as in mergekit for methods that do not use it otherwise.
 pub(crate) fn base_is_input(config: &MergeConfig, method: &MethodInfo) -> bool {
     method.base == Base::Input && config.profile == Profile::Mergekit
 }
 
-/// Too few or too many models, or no base where one is needed.
+/// Reports too few or too many models, or a missing base.
 fn count_problems(place: &Place, names: &[&str], base: Option<&str>, method: &MethodInfo) -> Vec<Problem> {
     let mut problems = Vec::new();
     if method.base == Base::Required && base.is_none() {
@@ -137,12 +137,12 @@ fn count_problems(place: &Place, names: &[&str], base: Option<&str>, method: &Me
     problems
 }
 
-/// Whether densities are not plain numbers.
+/// Whether a density is not a plain number.
 pub(crate) fn varies(config: &MergeConfig) -> bool {
     scopes(config).iter().any(|(_, p, _)| p.density.as_ref().is_some_and(|d| !matches!(d, Parameter::Number(_))))
 }
 
-/// Filters that match no tensor.
+/// Reports filters that match no tensor.
 pub(crate) fn idle_filters(config: &MergeConfig, tensors: &[&str]) -> Vec<String> {
     let mut notes = Vec::new();
     for (place, p, _) in scopes(config) {

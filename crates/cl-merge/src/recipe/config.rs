@@ -88,7 +88,8 @@ pub struct MergeConfig {
     /// Directories of their files, see [`MergeFile::place`]; not part of the file.
     #[serde(skip)]
     pub places: BTreeMap<String, PathBuf>,
-    /// What mergekit's YAML says that has no effect; the first of the plan's notes. Not part of the file.
+    /// Notes on keys of mergekit's YAML that have no effect. They precede the plan's other notes and are not part of
+    /// the file.
     #[serde(skip)]
     pub notes: Vec<String>,
 }
@@ -101,7 +102,7 @@ fn seed() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(into = "BTreeMap<String, Parameters>")]
 pub struct MethodConfig {
-    /// Its name, as in [`crate::METHODS`].
+    /// Name of the method, as in [`crate::METHODS`].
     pub name: String,
     /// Parameters.
     pub parameters: Parameters,
@@ -113,7 +114,7 @@ impl<'de> Deserialize<'de> for MethodConfig {
     }
 }
 
-/// A name alone, or a table with one name and the parameters under it.
+/// Accepts a name alone, or a table with one name and its parameters.
 struct MethodVisitor;
 
 impl<'de> Visitor<'de> for MethodVisitor {
@@ -152,7 +153,7 @@ pub struct ModelConfig {
     /// Key of its random masks; by default the path as written.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub name: Option<String>,
-    /// Its parameters.
+    /// Parameters of the model.
     #[serde(flatten)]
     pub parameters: Parameters,
 }
@@ -233,7 +234,7 @@ pub enum FloatType {
 }
 
 impl FloatType {
-    /// As in a safetensors header.
+    /// Returns the dtype as in a safetensors header.
     pub fn dtype(self) -> cl_checkpoint::Dtype {
         match self {
             FloatType::Float32 => cl_checkpoint::Dtype::F32,
@@ -352,7 +353,8 @@ pub struct Parameters {
     pub unknown: BTreeMap<String, serde_json::Value>,
 }
 
-/// The parts of `model+adapter`, mergekit's way to write a model with an adapter on it; a directory of that very name is itself.
+/// Splits `model+adapter`, mergekit's notation for a model with an adapter. If a directory with the whole name exists,
+/// the name is not split.
 pub(crate) fn model_and_adapter(written: &str) -> (&str, Option<&str>) {
     match written.split_once('+') {
         Some((model, adapter)) if !model.is_empty() && !adapter.is_empty() && !Path::new(written).exists() => {
@@ -363,7 +365,7 @@ pub(crate) fn model_and_adapter(written: &str) -> (&str, Option<&str>) {
 }
 
 impl MergeConfig {
-    /// All models that the file names, each once, in order.
+    /// Returns all models that the file names, each once, in order.
     pub(crate) fn written_models(&self) -> Vec<&str> {
         let sources = self.slices.iter().flat_map(|s| {
             let sources = s.sources.iter().map(|source| source.model.as_str());
@@ -378,14 +380,14 @@ impl MergeConfig {
 }
 
 impl SliceConfig {
-    /// Layers of the output.
+    /// Returns the number of layers that the slice contributes to the output.
     pub(crate) fn layers(&self) -> usize {
         self.sources.first().map_or(0, |s| s.layer_range[1].saturating_sub(s.layer_range[0]))
     }
 }
 
 impl Parameters {
-    /// Removes one of mergekit's parameters by its name; returns whether it was set.
+    /// Removes one of mergekit's parameters by name; returns whether it was set.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
         match name {
             "alpha" => self.alpha.take().is_some(),
@@ -411,7 +413,7 @@ impl Parameters {
         }
     }
 
-    /// Names of those that are set.
+    /// Returns the names of the parameters that are set.
     pub fn names(&self) -> Vec<String> {
         match serde_json::to_value(self) {
             Ok(serde_json::Value::Object(map)) => map.keys().cloned().collect(),

@@ -1,26 +1,26 @@
-//! Texts that are no merge file.
+//! Errors in reading merge files.
 
 use cl_checkpoint::files::{of_yaml, shorten};
 
-/// Why a text is no merge file.
+/// An error in reading a merge file.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum ConfigError {
-    /// It is not TOML, or not a merge in TOML; says the line and column.
+    /// The text is not valid TOML, or not a valid merge file; with line and column.
     #[error("{}", shorten(&.0.to_string()))]
-    Toml(Box<toml::de::Error>), // no source, whose text would be printed again, in the parser's words
-    /// It is not YAML, or not a merge in mergekit's YAML; says the line and column.
+    Toml(Box<toml::de::Error>), // not a `#[source]`, so that the parser's text is not printed twice
+    /// The text is not valid YAML, or not valid in mergekit's format; with line and column.
     #[error("{}", of_yaml(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>),
-    /// It is not TOML, and its extension does not say that it should be.
+    /// The text is not valid TOML, and the file's extension does not say that it should be.
     #[error(
         "a file with the extension .yml or .yaml is read as mergekit's YAML, any other as TOML, which this is not: {0}"
     )]
     Extension(Box<ConfigError>),
-    /// It holds nothing.
+    /// The file is empty.
     #[error("the file is empty")]
     Empty,
-    /// It asks for what is not supported, or contradicts itself.
+    /// The file uses unsupported features, or contradicts itself.
     #[error("{}", .0.iter().map(ToString::to_string).collect::<Vec<_>>().join("\n  "))]
     Mergekit(Vec<MergekitProblem>),
 }
@@ -37,20 +37,20 @@ impl From<serde_saphyr::Error> for ConfigError {
     }
 }
 
-/// What in mergekit's YAML cannot be taken over.
+/// An unsupported or invalid setting in mergekit's YAML.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum MergekitProblem {
-    /// A key that has no counterpart.
+    /// A key has no counterpart.
     #[error("{what} is not supported; remove it")]
     NotSupported {
         /// The key.
         what: &'static str,
     },
-    /// Both `tokenizer_source` and `tokenizer`.
+    /// Both `tokenizer_source` and `tokenizer` are set.
     #[error("set either `tokenizer_source` or `tokenizer`")]
     TokenizerTwice,
-    /// A token whose settings cannot be read.
+    /// The settings of a token are invalid.
     #[error("tokenizer.tokens: `{token}`: {source}")]
     Token {
         /// The token.

@@ -1,5 +1,5 @@
-//! mergekit YAML, read unchanged. What mergekit ignores is ignored with a note; other keys without a counterpart here are
-//! errors that name them.
+//! Reader for mergekit's YAML files. Keys that mergekit ignores are ignored with a note; other keys without a
+//! counterpart here are reported as errors by name.
 
 use std::collections::BTreeSet;
 use std::fmt::Formatter;
@@ -19,7 +19,7 @@ use super::registry;
 use super::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig, UNION};
 use crate::methods::Profile;
 
-/// One document.
+/// One YAML document.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Document {
@@ -36,7 +36,7 @@ struct Document {
     tokenizer: Option<Tokenizer>,
     chat_template: Option<String>,
     random_seed: Option<u64>,
-    // Ours.
+    // Keys that mergekit does not have.
     seed: Option<u64>,
     vocabulary: Option<Vocabulary>,
     extra_tensors: Option<ExtraTensors>,
@@ -69,13 +69,13 @@ struct Source {
     parameters: Option<Entry<Parameters>>,
 }
 
-/// A mapping, or an error that says what it looks like in mergekit's YAML.
+/// A mapping. Errors show what it looks like in mergekit's YAML.
 struct Entry<T>(T);
 
-/// A list, or such an error.
+/// A list. Errors show what its entries look like in mergekit's YAML.
 struct List<T>(Vec<T>);
 
-/// What an entry looks like.
+/// An example of an entry, for error messages.
 trait Described {
     const EXAMPLE: &'static str;
 }
@@ -148,7 +148,7 @@ struct Tokenizer {
     pad_to_multiple_of: Option<usize>,
 }
 
-/// Settings of one token.
+/// The settings of one token.
 #[derive(Deserialize)]
 #[serde(deny_unknown_fields)]
 struct Token {
@@ -157,7 +157,7 @@ struct Token {
     force: bool,
 }
 
-/// A row: `{kind: model_token, …}`, `{kind: zero}`, or a model.
+/// The source of a row: `{kind: model_token, …}`, `{kind: zero}`, or a model.
 #[derive(Deserialize)]
 #[serde(
     untagged,
@@ -190,8 +190,8 @@ enum ZeroKind {
     Zero,
 }
 
-/// Parameters that some method of mergekit has, or that published files give to all of them. mergekit ignores those that
-/// the method of the file does not have.
+/// Parameters of mergekit's methods, and parameters that published files set for every method. mergekit ignores those
+/// that the method of the file does not have.
 const KNOWN: [&str; 22] = [
     "alpha",
     "density",
@@ -217,7 +217,7 @@ const KNOWN: [&str; 22] = [
     "window_size",
 ];
 
-/// A path, or mergekit's long form of it.
+/// A model as a path, or in mergekit's long form.
 #[derive(Deserialize)]
 #[serde(untagged, expecting = "expected the path of a model")]
 enum Model {
@@ -239,13 +239,13 @@ struct LongPath {
 }
 
 impl LongPath {
-    /// As mergekit writes it in one text.
+    /// Returns the model in mergekit's short form, with its revision.
     fn with_revision(self) -> String {
         self.revision.map_or(self.path.clone(), |revision| format!("{}@{revision}", self.path))
     }
 }
 
-/// Reads one merge, or several documents, of which later ones may name earlier ones.
+/// Reads a merge file of one or several documents; later documents can refer to earlier ones by name.
 pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
     let documents: Vec<Document> = serde_saphyr::from_multiple(text)?;
     if documents.is_empty() {
@@ -256,7 +256,7 @@ pub(crate) fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
     for document in documents {
         stages.push(stage(document, &mut problems));
     }
-    // The one without a name is the result.
+    // The document without a name is the result.
     stages.sort_by_key(|stage: &MergeConfig| stage.name.is_none());
     if problems.is_empty() { Ok(MergeFile { stages }) } else { Err(ConfigError::Mergekit(problems)) }
 }
@@ -355,7 +355,7 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
     config
 }
 
-/// Drops parameters that others of mergekit's methods have and this one does not, as mergekit ignores them; one note for each.
+/// Drops parameters that only other methods of mergekit have, as mergekit ignores them; adds one note for each.
 fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) {
     let name = &config.method.name;
     let Some(method) = registry::method(name) else { return };
@@ -367,7 +367,7 @@ fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) 
     let all = std::iter::once((&mut config.method.parameters, false)).chain(models).chain(slices);
     let mut dropped: BTreeSet<&str> = BTreeSet::new();
     for (parameters, of_model) in all {
-        // It has no effect anywhere.
+        // This parameter has no effect with any method.
         let no_effect = |known: &str| of_model && known == "int8_mask";
         let others = KNOWN.iter().filter(|known| method.parameter(known).is_none() || no_effect(known));
         dropped.extend(others.filter(|known| parameters.remove(known)));
@@ -375,7 +375,7 @@ fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) 
     notes.extend(dropped.into_iter().map(|dropped| format!("`{dropped}` has no effect with {name}")));
 }
 
-/// The long form: where tokens and single rows come from.
+/// Converts the long form of the tokenizer settings, with the sources of tokens and individual rows.
 fn tokenizer_config(
     tokenizer: Tokenizer,
     path: &mut impl FnMut(Model) -> String,

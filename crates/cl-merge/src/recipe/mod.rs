@@ -1,4 +1,4 @@
-//! The description of a merge: settings, checked and resolved for every tensor.
+//! Merge files: settings, their checks, and their resolution for each tensor.
 
 pub(crate) mod check;
 pub(crate) mod config;

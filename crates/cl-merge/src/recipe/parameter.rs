@@ -19,25 +19,25 @@ use serde::{Deserialize, Serialize};
     expecting = "expected a number, a list of numbers over layers, or filters { filter = \"…\", value = … }"
 )]
 pub enum Parameter {
-    /// The same for all tensors.
+    /// A number for all tensors.
     Number(f64),
-    /// Interpolated linearly from the first layer to the last; tensors before the layers use the first value, those
-    /// after them the last.
+    /// A gradient, interpolated linearly from the first layer to the last. Tensors before the layers use the first
+    /// value, those after them the last.
     Gradient(Vec<f64>),
-    /// One filter.
+    /// A single filter.
     Filter(Filter),
-    /// The first filter that matches.
+    /// Several filters; the first one that matches is used.
     Filters(Vec<Filter>),
 }
 
-/// A value for the tensors whose name contains `filter`; for all without one, or with `*`.
+/// A value for the tensors whose name contains `filter`. Without `filter`, or if it is `*`, it applies to all tensors.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Filter {
-    /// Part of a tensor's name.
+    /// Substring of the tensor's name.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub filter: Option<String>,
-    /// Its value.
+    /// Value for the matching tensors.
     pub value: NumberOrGradient,
 }
 
@@ -45,14 +45,15 @@ pub struct Filter {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(untagged, expecting = "expected a number or a list of numbers over layers")]
 pub enum NumberOrGradient {
-    /// The same for all layers.
+    /// A number for all layers.
     Number(f64),
-    /// Interpolated over layers.
+    /// A gradient, interpolated over the layers.
     Gradient(Vec<f64>),
 }
 
 impl Parameter {
-    /// The value for a tensor at relative position `t` among the layers, from 0 to 1; `None` if no filter matches.
+    /// Returns the value for a tensor at relative position `t` among the layers, from 0 to 1; `None` if no filter
+    /// matches.
     pub fn resolve(&self, tensor: &str, t: f64) -> Option<f64> {
         match self {
             Parameter::Number(value) => Some(*value),
@@ -62,7 +63,7 @@ impl Parameter {
         }
     }
 
-    /// All numbers that can result from it.
+    /// Returns all numbers in the parameter.
     pub fn numbers(&self) -> Vec<f64> {
         match self {
             Parameter::Number(value) => vec![*value],
@@ -72,7 +73,7 @@ impl Parameter {
         }
     }
 
-    /// Filters that match none of the tensors, probably because of a typing error.
+    /// Returns the filters that match none of the tensors, probably because of a typing error.
     pub fn idle_filters<'p>(&'p self, tensors: &[&str]) -> Vec<&'p str> {
         let filters = match self {
             Parameter::Filter(filter) => std::slice::from_ref(filter),

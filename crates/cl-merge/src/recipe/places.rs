@@ -8,16 +8,16 @@ use super::config::{MergeConfig, MergeFile, model_and_adapter};
 /// A model or adapter in a merge file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Named {
-    /// As written in the file.
+    /// Name as written in the file.
     pub written: String,
-    /// The same with the pinned commit, if there is one.
+    /// Name with the pinned commit, if there is one.
     pub pinned: String,
-    /// Whether it is an adapter, after `+`.
+    /// Whether it is an adapter, written after `+`.
     pub adapter: bool,
 }
 
 impl MergeFile {
-    /// Models and adapters in the file that are not stages, each once.
+    /// Returns the models and adapters in the file that are not stages, each once.
     pub fn named(&self) -> Vec<Named> {
         let stages: Vec<&str> = self.stages.iter().filter_map(|s| s.name.as_deref()).collect();
         let mut all: Vec<Named> = Vec::new();
@@ -51,7 +51,7 @@ impl MergeFile {
 }
 
 impl MergeConfig {
-    /// A name with the commit that `revisions` gives it.
+    /// Returns a name with its commit from `revisions`.
     fn pinned(&self, written: &str) -> String {
         match self.revisions.get(written) {
             Some(commit) => format!("{}@{commit}", repository(written)),
@@ -59,12 +59,13 @@ impl MergeConfig {
         }
     }
 
-    /// How a model card names a model or adapter: the repository without a revision, or the path as written.
+    /// Returns the name of a model or adapter for a model card: the repository without a revision, or the path as
+    /// written.
     pub(crate) fn card_name<'a>(&self, written: &'a str) -> &'a str {
         if self.revisions.contains_key(written) { repository(written) } else { written }
     }
 
-    /// Directories of models by name: those of earlier stages, and those of the hub's models.
+    /// Returns the directories of models by name, for earlier stages and Hub models.
     pub(crate) fn directories(&self, stages: &BTreeMap<String, PathBuf>) -> BTreeMap<String, PathBuf> {
         let mut directories = self.places.clone();
         directories.extend(stages.clone());
@@ -72,7 +73,7 @@ impl MergeConfig {
     }
 }
 
-/// `organization/name` of `organization/name@revision`.
+/// Returns `organization/name` for `organization/name@revision`.
 fn repository(written: &str) -> &str {
     written.split_once('@').map_or(written, |(name, _)| name)
 }
@@ -100,7 +101,7 @@ mod tests {
         assert_eq!(file.named()[1].pinned, "o/lora@c0ffee");
         assert_eq!(file.stages[0].directories(&BTreeMap::new())["o/lora@v1"], PathBuf::from("dir"));
         assert!(file.stages[1].revisions.is_empty());
-        // The resolved file reads back with the commit.
+        // The resolved file keeps the commit when it is read again.
         let resolved = toml::to_string(&BTreeMap::from([("stage", &file.stages)])).unwrap();
         assert_eq!(MergeFile::from_toml(&resolved).unwrap().named()[1].pinned, "o/lora@c0ffee");
     }

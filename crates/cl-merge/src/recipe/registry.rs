@@ -1,4 +1,4 @@
-//! Methods and parameters by name.
+//! Lookup of methods and parameters by name.
 
 use std::sync::LazyLock;
 
@@ -15,7 +15,7 @@ pub static PARAMETERS: LazyLock<Vec<ParameterInfo>> = LazyLock::new(|| {
     parameters
 });
 
-/// A method by its name.
+/// Returns a method by name.
 pub(crate) fn method(name: &str) -> Option<&'static MethodInfo> {
     METHODS.iter().find(|info| info.name == name)
 }

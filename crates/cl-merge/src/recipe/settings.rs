@@ -8,24 +8,24 @@ use super::config::Parameters;
 use super::parameter::Parameter;
 use crate::methods::{Divisor, MergeMethod, MethodInfo, OpcmState, Profile, SettingsError, TensorSettings};
 
-/// Where the settings of one tensor stand.
+/// The scopes in which the settings of one tensor are looked up.
 pub(crate) struct Scopes<'a> {
-    /// Of the method, or of the slice before it: the first that has a value wins.
+    /// Parameters of the slice, if any, and then of the method; the first scope with a value is used.
     pub(crate) shared: Vec<&'a Parameters>,
-    /// Of each model, and the name of the tensor in it; then `shared`.
+    /// Parameters of each model, and the name of the tensor in it. These take precedence over `shared`.
     pub(crate) models: Vec<(&'a Parameters, &'a str)>,
     pub(crate) tensor: &'a str,
-    /// Place of the tensor among the layers, 0 to 1.
+    /// Relative position of the tensor among the layers, from 0 to 1.
     pub(crate) t: f64,
-    /// What keys each model's masks.
+    /// Keys of each model's random masks.
     pub(crate) keys: Vec<&'a str>,
-    /// Where an earlier merge ended that this one goes on from.
+    /// State of the earlier merge that this one continues.
     pub(crate) previous: Option<&'a OpcmState>,
     pub(crate) seed: u64,
 }
 
 impl Scopes<'_> {
-    /// The method for the tensor; `shared` ends with resolved parameters.
+    /// Creates the method for the tensor. The last of `shared` must be resolved parameters.
     ///
     /// # Errors
     /// Returns an error if something is missing or out of range.
@@ -33,10 +33,10 @@ impl Scopes<'_> {
         (method.build)(&self.settings(method)?)
     }
 
-    /// What holds for the tensor; where filters match nothing, the defaults of the papers.
+    /// Resolves the settings of the tensor. If filters match nothing, the defaults of the papers are used.
     ///
     /// # Errors
-    /// Returns an error if a value is neither a number, a word, a truth value, a gradient nor filters.
+    /// Returns an error if a value is not a number, string, boolean, gradient or list of filters.
     pub(crate) fn settings(&self, method: &MethodInfo) -> Result<TensorSettings<'_>, SettingsError> {
         let shared: Vec<Given> = self.shared.iter().map(|p| given(method, p)).collect::<Result<_, _>>()?;
         let own: Vec<Given> = self.models.iter().map(|(p, _)| given(method, p)).collect::<Result<_, _>>()?;
@@ -62,14 +62,14 @@ impl Scopes<'_> {
     }
 }
 
-/// The settings of one place that the method has, by name.
+/// The settings of one scope, by name, restricted to the method's parameters.
 type Given = BTreeMap<String, Setting>;
 
-/// What a file gives one parameter.
+/// The value that a file gives a parameter.
 enum Setting {
-    /// A gradient or filters.
+    /// A gradient or filters, which depend on the tensor.
     Varying(Parameter),
-    /// The same for all tensors.
+    /// A constant for all tensors.
     Plain(Value),
 }
 
@@ -94,14 +94,14 @@ fn given(method: &MethodInfo, parameters: &Parameters) -> Result<Given, Settings
     table(method, parameters)?.into_iter().filter(|(name, _)| has(name)).map(setting).collect()
 }
 
-/// The parameters that are set, by name.
+/// Returns the parameters that are set, by name.
 fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, SettingsError> {
     let known = Parameters { unknown: BTreeMap::new(), ..parameters.clone() };
     let mut table = Table::try_from(known)?;
-    // JSON's null says nothing.
+    // JSON's null means that the value is not set.
     let of_others = parameters.unknown.iter().filter_map(|(name, value)| Some((name, Value::try_from(value).ok()?)));
     table.extend(of_others.map(|(name, value)| (name.clone(), value)));
-    // `normalize` is mergekit's word for the two divisors that it has.
+    // `normalize` is mergekit's name for the choice between its two divisors.
     if method.parameters.contains(&"divisor")
         && let Some(normalize) = table.remove("normalize")
     {
@@ -111,10 +111,10 @@ fn table(method: &MethodInfo, parameters: &Parameters) -> Result<Table, Settings
     Ok(table)
 }
 
-/// The parameters of a method with every default filled in, by whose definitions hold.
+/// Fills in the default of every parameter of a method, according to the profile.
 ///
 /// # Errors
-/// Returns an error if a number is beyond what TOML holds.
+/// Returns an error if a number is out of TOML's range.
 pub(crate) fn resolve(method: &MethodInfo, profile: Profile, given: &Parameters) -> Result<Parameters, SettingsError> {
     let mut resolved = table(method, given)?;
     for (name, value) in (method.defaults)(profile).0 {
@@ -130,7 +130,7 @@ mod tests {
     use crate::recipe::check::parameter_problems;
     use crate::recipe::config::MergeConfig;
 
-    /// Whatever a file leaves out has a default of the type that the method reads, but for the `t` of two methods.
+    /// Every parameter that a file omits has a default of the type that the method reads, except `t` of two methods.
     #[test]
     fn defaults_make_every_method() {
         for method in METHODS {
@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    /// A parameter that no other method has needs no field in [`Parameters`].
+    /// A parameter that only one method has needs no field in [`Parameters`].
     #[test]
     fn parameters_of_new_names_are_read_resolved_and_checked() {
         const METHOD: MethodInfo = MethodInfo {
@@ -193,7 +193,7 @@ mod tests {
             scopes.build(&METHOD).err().unwrap().to_string()
         };
         assert_eq!(of("mlp.weight"), "[0.25, 0.5] [1.0, 3.0]");
-        // No filter matches: the default holds.
+        // No filter matches, so the default is used.
         assert_eq!(of("norm.weight"), "[0.25, 1.0] [1.0, 3.0]");
         let wrong = parse("[method.sharp]\nsharpness = 3\ndulness = 1\n[[models]]\nmodel = \"a\"");
         let problems = parameter_problems(&wrong, &METHOD);

@@ -8,8 +8,8 @@ use serde::{Deserialize, Serialize};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(default, deny_unknown_fields)]
 pub struct TokenizerConfig {
-    /// `union`: the base's tokens, then those that only other models have. `base`, or a model by its path or name: its
-    /// tokens.
+    /// `union` for the base's tokens followed by those that only other models have; `base`, or a model by its path or
+    /// name, for its tokens.
     pub source: String,
     /// Pads the number of rows to a multiple of this; rows without a token are the mean of all rows with one.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -37,7 +37,7 @@ pub struct TokenConfig {
     /// The row to use for models that lack the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub source: Option<TokenSource>,
-    /// Whether to use it also for models that have the token.
+    /// Whether to use `source` also for models that have the token.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub force: bool,
 }
@@ -49,9 +49,9 @@ pub struct TokenConfig {
     expecting = "expected a model, {kind = \"zero\"}, or {kind = \"model_token\", model, token or token_id}"
 )]
 pub enum TokenSource {
-    /// This model's row of the token.
+    /// The token's row in this model.
     Model(String),
-    /// Another row.
+    /// A row that is not the token's own.
     Kind(TokenKind),
 }
 
@@ -59,7 +59,7 @@ pub enum TokenSource {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "kind", rename_all = "snake_case", deny_unknown_fields)]
 pub enum TokenKind {
-    /// Zeros.
+    /// A row of zeros.
     Zero,
     /// The row of another token of a model, given by either `token` or `token_id`.
     ModelToken {
@@ -68,7 +68,7 @@ pub enum TokenKind {
         /// The token.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token: Option<String>,
-        /// Its id.
+        /// The token's id.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         token_id: Option<usize>,
     },

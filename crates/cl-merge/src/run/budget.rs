@@ -10,11 +10,11 @@ use crate::plan::work::{PlannedTensor, Segment, Work};
 use crate::problem::{MemoryProblem, Problem};
 use crate::tensor::{PIECE, READ};
 
-/// Bytes of everything that is neither pieces nor a method's own: the program, headers, one buffer of hashing.
+/// Fixed memory in bytes: the program, headers, and one buffer for hashing.
 pub(crate) const FIXED: usize = 32 << 20;
 
 impl Plan {
-    /// Bytes that are held whatever is worked on.
+    /// Returns the memory that is held regardless of the current tensors.
     pub(super) fn fixed_bytes(&self) -> usize {
         let segments = self.tensors.iter().filter_map(|t| match &t.work {
             Work::Merge(segments) => Some(segments),
@@ -24,15 +24,16 @@ impl Plan {
         FIXED + sources.filter_map(|source| Some(source.table.as_ref()?.held())).sum::<usize>()
     }
 
-    /// Bytes of one thread's pieces.
+    /// Returns the memory for the pieces of one thread.
     pub(super) fn piece_bytes(&self) -> usize {
         let bytes = |segment: &Segment| {
             let inputs = segment.models.len() + usize::from(segment.base.is_some());
             let columns = segment.shape.last().copied().unwrap_or(1);
             let rows = segment.method.whole_rows();
             let (piece, read) = if rows { (PIECE.max(columns), READ.max(columns)) } else { (PIECE, READ) };
-            // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, of four at most.
-            // A table in another order is read by whole rows: as bytes, as f32, and once more where rows are put together.
+            // Inputs, scratch and output as f32, words and random numbers; bytes as read and as written, at most four
+            // per element. A reordered token table is read in whole rows: as bytes, as f32, and once more where rows
+            // are assembled.
             let aligned = segment.models.iter().any(|s| s.table.is_some());
             let reordered = if aligned { 12 * (read + 2 * columns) } else { 0 };
             reordered + piece * (4 * (inputs + 4) + 4 + 2) + 4 * read * (inputs + 1)
@@ -45,13 +46,13 @@ impl Plan {
         segments.flatten().map(bytes).max().unwrap_or(1 << 20) + folded
     }
 
-    /// The largest tensor's need beside pieces, and its name.
+    /// Returns the workspace memory of the largest tensor, without pieces, and its name.
     pub(super) fn largest_workspace(&self) -> (usize, &str) {
         let needs = self.tensors.iter().map(|t| (self.workspace(t), t.spec.name.as_str()));
         needs.max_by_key(|(bytes, _)| *bytes).unwrap_or((0, ""))
     }
 
-    /// Peak memory in bytes, within the limit.
+    /// Returns the peak memory in bytes, which is within the limit.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] if the limit is too low.
@@ -70,7 +71,7 @@ impl Plan {
         Err(Problem::whole(kind).into())
     }
 
-    /// What a tensor needs beside pieces.
+    /// Returns the workspace memory of a tensor, without pieces.
     pub(super) fn workspace(&self, tensor: &PlannedTensor) -> usize {
         match &tensor.work {
             Work::Copy(_) => 1 << 20,
@@ -80,19 +81,19 @@ impl Plan {
         }
     }
 
-    /// Bytes of the limit that are left where all threads work on the largest tensors.
+    /// Returns the memory that is left while all threads work on the largest tensors.
     pub(super) fn spare(&self, options: &MergeOptions) -> usize {
         let threads = threads(options);
         let most = self.fixed_bytes() + threads * self.piece_bytes() + self.side_by_side(threads);
         options.memory.saturating_sub(most)
     }
 
-    /// What the largest tensors need beside pieces, one for each thread.
+    /// Returns the workspace memory of the largest tensors, one per thread, without pieces.
     fn side_by_side(&self, threads: usize) -> usize {
         self.workspaces().take(threads.max(1)).sum()
     }
 
-    /// What can be kept from a pass over norms for the merge.
+    /// Returns the memory for values kept from the pass over norms until the merge.
     fn kept(&self) -> usize {
         let of_tensor = |tensor: &PlannedTensor| match &tensor.work {
             Work::Merge(segments) => {
@@ -103,7 +104,7 @@ impl Plan {
         self.tensors.iter().map(of_tensor).sum()
     }
 
-    /// What is kept of the largest tensors between two passes over each, one for each thread.
+    /// Returns the memory for inputs of the largest tensors, one per thread, held between two passes.
     fn held(&self, threads: usize) -> usize {
         let of_tensor = |tensor: &PlannedTensor| match &tensor.work {
             Work::Merge(segments) => {
@@ -116,7 +117,7 @@ impl Plan {
         bytes.into_iter().take(threads.max(1)).sum()
     }
 
-    /// What each tensor needs beside pieces, largest first.
+    /// Returns the workspace memory of each tensor, without pieces, in decreasing order.
     fn workspaces(&self) -> impl Iterator<Item = usize> {
         let mut needs: Vec<usize> = self.tensors.iter().map(|t| self.workspace(t)).collect();
         needs.sort_unstable_by(|a, b| b.cmp(a));
@@ -124,13 +125,13 @@ impl Plan {
     }
 }
 
-/// A number of bytes that may be held at a time.
+/// A memory budget shared by threads.
 pub(crate) struct Budget {
     free: Mutex<usize>,
     freed: Condvar,
 }
 
-/// Bytes taken from a budget until this is dropped.
+/// Memory taken from a budget, which is returned on drop.
 pub(crate) struct Room<'b> {
     budget: &'b Budget,
     bytes: usize,
@@ -141,7 +142,7 @@ impl Budget {
         Budget { free: Mutex::new(bytes), freed: Condvar::new() }
     }
 
-    /// Waits until so many bytes are free. That more than all are never asked for was checked beforehand.
+    /// Waits until this many bytes are free. Callers must have checked that the budget is large enough.
     pub(crate) fn take(&self, bytes: usize) -> Room<'_> {
         let mut free = self.free.lock().expect("no panic while held");
         while *free < bytes {
@@ -151,7 +152,7 @@ impl Budget {
         Room { budget: self, bytes }
     }
 
-    /// So many bytes, if they are free: for what a merge can do without.
+    /// Takes this many bytes if they are free, for optional buffers.
     pub(crate) fn try_take(&self, bytes: usize) -> Option<Room<'_>> {
         let mut free = self.free.lock().expect("no panic while held");
         *free = free.checked_sub(bytes)?;

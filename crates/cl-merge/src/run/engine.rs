@@ -1,4 +1,4 @@
-//! Runs a plan: reads, merges and writes all tensors on all cores, in bounded memory.
+//! Execution of a plan: reads, merges and writes all tensors on all cores, in bounded memory.
 
 use std::path::Path;
 use std::sync::Mutex;
@@ -19,7 +19,7 @@ use crate::plan::work::{PlannedTensor, Segment, Source, Work};
 use crate::tensor::select::{Trim, trim_models};
 use crate::tensor::{Buffers, Piece, READ, copy_bytes, kernels};
 
-/// Tensors of so many elements are worked on by all threads together, one after another; smaller ones side by side.
+/// Tensors with at least this many elements are processed one after another by all threads; smaller ones in parallel.
 const LARGE: usize = 4 << 20;
 
 /// Summary of a merge.
@@ -63,13 +63,13 @@ pub fn merge(
         progress,
         options,
     };
-    // What is written to while it is read often fails in another way first.
+    // If an input changes while it is read, another error often occurs first.
     let changed = |error| plan.check_unchanged().err().unwrap_or(error);
     pool.install(|| merging.all()).map_err(changed)?;
     provenance::put_files(plan, &writer)?;
     let mut states = merging.states.into_inner().expect("no panic while held");
     if !states.is_empty() {
-        // Tensors end in any order; files do not depend on it.
+        // Tensors finish in any order; the written files must not depend on it.
         states.sort_keys();
         writer.put_json(STATE_NAME, &Value::Object(states))?;
     }
@@ -80,7 +80,7 @@ pub fn merge(
     Ok(Summary { tensors: plan.tensors.len(), copied, bytes: plan.bytes_written() })
 }
 
-/// A plan on its way to the output.
+/// A merge in progress.
 struct Merging<'p> {
     plan: &'p Plan,
     writer: &'p CheckpointWriter,
@@ -96,9 +96,9 @@ impl Merging<'_> {
     fn all(&self) -> Result<(), Error> {
         let trims = self.plan.model_trims()?;
         let mut jobs: Vec<(usize, &PlannedTensor)> = self.plan.tensors.iter().enumerate().collect();
-        // Large ones first: the last of several small ones keeps other threads waiting for less.
+        // Large tensors first: at the end, other threads then wait only for small ones.
         jobs.sort_by_key(|(i, t)| (std::cmp::Reverse(t.elements()), *i));
-        // What holds a whole matrix works on it alone, and side by side with others.
+        // A method that needs a whole matrix works on it with one thread, in parallel with other tensors.
         let (large, small): (Vec<_>, Vec<_>) =
             jobs.into_iter().partition(|(_, t)| t.elements() >= LARGE && self.plan.workspace(t) < LARGE);
         let (norms, kept) = self.norms(&large, &small)?;
@@ -109,8 +109,8 @@ impl Merging<'_> {
         small.par_iter().with_max_len(1).try_for_each(|(i, tensor)| self.tensor(tensor, of_model(*i), false))
     }
 
-    /// Norms over the whole model, summed in the order of tensors, where the method scales by them; and what was kept of
-    /// each tensor meanwhile.
+    /// Computes norms over the whole model, summed in the order of tensors, if the method scales by them. Also returns
+    /// the values that were kept of each tensor.
     fn norms(
         &self,
         large: &[(usize, &PlannedTensor)],
@@ -184,12 +184,12 @@ impl Merging<'_> {
         group.parallel = parallel;
         group.model_trims = trims.clone().filter(|_| segment.whole);
         let kept = if segment.whole { kept.lock().expect("no panic while held").take() } else { None };
-        // Its room is held as long as the values are.
+        // The room is held as long as the values.
         let (kept, _kept_room) = kept.unzip();
         let scaled = norms.filter(|_| segment.whole).and_then(|norms| segment.method.with_norms(norms, kept));
         let method = scaled.as_ref().unwrap_or(&segment.method);
         let _room = self.budget.take(method.workspace(&group));
-        // All threads together work on tensors that are too large to be kept.
+        // Tensors that all threads work on together are too large to be held.
         let held = if parallel { 0 } else { held_bytes(&**method, &group) };
         let held_room = if held > 0 { self.budget.try_take(held) } else { None };
         if held_room.is_some() {
@@ -230,7 +230,7 @@ impl Merging<'_> {
     }
 }
 
-/// What is known of a tensor from a look at the whole model.
+/// Results for a tensor from a pass over the whole model.
 #[derive(Clone, Copy)]
 struct OfModel<'k, 'b> {
     trims: &'k Option<Vec<Trim>>,
@@ -238,17 +238,17 @@ struct OfModel<'k, 'b> {
     kept: &'k Kept<'b>,
 }
 
-/// What was kept of a tensor until it is merged, and the room that it takes.
+/// The values kept of a tensor until it is merged, and the memory that they take.
 type Kept<'b> = Mutex<Option<(Vec<f32>, Room<'b>)>>;
 
-/// Merged values in the output's dtype.
+/// Merged values, rounded to the output's dtype.
 #[derive(Default)]
 struct Rounded {
     bytes: Vec<u8>,
     overflow: Option<Error>,
 }
 
-/// Appends values in another dtype, rounded to nearest even.
+/// Appends values in the given dtype, rounded to nearest even.
 fn round(dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) {
     match dtype {
         Dtype::BF16 => {
@@ -263,7 +263,7 @@ fn round(dtype: Dtype, values: &[f32], bytes: &mut Vec<u8>) {
     }
 }
 
-/// Bits of the smallest magnitude that rounds to infinity.
+/// Returns the bits of the smallest magnitude that rounds to infinity.
 fn beyond(dtype: Dtype) -> u32 {
     match dtype {
         Dtype::BF16 => 0x7f7f_8000,
@@ -273,12 +273,12 @@ fn beyond(dtype: Dtype) -> u32 {
 }
 
 impl Plan {
-    /// That no input was replaced or overwritten since the merge was planned.
+    /// Checks that no input has changed since the merge was planned.
     fn check_unchanged(&self) -> Result<(), Error> {
         Ok(self.inputs.models.iter().try_for_each(|input| input.check_unchanged())?)
     }
 
-    /// What a trim over the whole model keeps, per tensor; `None` for all where there is no such trim.
+    /// Returns the trims of each tensor if the whole model is trimmed at once; otherwise `None` for all.
     fn model_trims(&self) -> Result<Vec<Option<Vec<Trim>>>, Error> {
         let mut trims = vec![None; self.tensors.len()];
         let Some(density) = &self.whole_model_trim else { return Ok(trims) };

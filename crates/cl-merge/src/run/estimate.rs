@@ -23,9 +23,9 @@ pub struct Estimate {
     pub measured_on: Option<String>,
 }
 
-/// Bytes per second that a disk is assumed to take; what it really takes is seen only by writing.
+/// Assumed write rate in bytes per second; the actual rate is only known from writing.
 const WRITE_RATE: f64 = 1e9;
-/// Tensors of so many elements are enough to measure on.
+/// Cost, in elements, that is sufficient for a measurement.
 const ENOUGH: f64 = 300_000.0;
 
 /// Estimates a merge by merging one of its tensors.
@@ -36,7 +36,7 @@ pub fn estimate(plan: &Plan, options: &MergeOptions) -> Result<Estimate, Error> 
     let peak_memory = plan.peak_memory(options)?;
     let cost = |tensor: &PlannedTensor| cost(plan, tensor);
     let total: f64 = plan.tensors.iter().map(cost).sum();
-    // The cheapest that is large enough to be typical.
+    // The cheapest tensor that is large enough to be typical.
     let sample =
         plan.tensors.iter().filter(|t| cost(t) > 0.0).min_by(|a, b| distance(cost(a)).total_cmp(&distance(cost(b))));
     let mut time = plan.bytes_written() as f64 / WRITE_RATE;
@@ -59,7 +59,7 @@ pub fn estimate(plan: &Plan, options: &MergeOptions) -> Result<Estimate, Error> 
     })
 }
 
-/// How far a cost is from being just enough; too little counts more than too much.
+/// Returns how far a cost is from [`ENOUGH`]; a cost that is too low counts more than one that is too high.
 fn distance(cost: f64) -> f64 {
     if cost >= ENOUGH { cost / ENOUGH } else { 1e6 * ENOUGH / cost }
 }

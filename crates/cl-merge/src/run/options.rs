@@ -43,7 +43,8 @@ pub(crate) fn threads(options: &MergeOptions) -> usize {
     }
 }
 
-/// No more threads than any machine has cores: results do not depend on it, and to start a hundred thousand takes minutes.
+/// Limits the number of threads to 1,024, more than any machine has cores. Results do not depend on it, and starting a
+/// hundred thousand threads takes minutes.
 pub(crate) fn at_most(threads: usize) -> usize {
     threads.min(1024)
 }

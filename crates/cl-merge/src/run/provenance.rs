@@ -14,7 +14,7 @@ use crate::recipe::config::{MergeConfig, model_and_adapter};
 /// File name of the resolved merge file in an output.
 pub const CONFIG_NAME: &str = "merge_config.toml";
 
-/// Writes everything but tensors and manifest.
+/// Writes all files except tensors and manifest.
 pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Error> {
     writer.put_json("config.json", &Value::Object(plan.out_config.clone()))?;
     for file in &plan.companions {
@@ -32,7 +32,7 @@ pub(crate) fn put_files(plan: &Plan, writer: &CheckpointWriter) -> Result<(), Er
     Ok(())
 }
 
-/// The settings and where everything came from.
+/// Returns the manifest: the settings and all sources.
 pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error> {
     let mut config = json!({ "merge": plan.config });
     if !plan.stages.is_empty() {
@@ -46,7 +46,7 @@ pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error
             manifest = manifest.with_source(role, source(input, &input.written), hash);
             continue;
         };
-        // A model with an adapter on it: one after the other.
+        // A model with an adapter has two sources, the model and then the adapter.
         let adapter = folded.adapter();
         let of_adapter = if hash_inputs { Some(adapter.content_hash()?) } else { known_hash(adapter.dir()) };
         let (model, _) = model_and_adapter(&input.written);
@@ -56,12 +56,13 @@ pub(crate) fn manifest(plan: &Plan, hash_inputs: bool) -> Result<Manifest, Error
     Ok(manifest)
 }
 
-/// A model as the file names it, or with its commit if it is of the hub.
+/// Returns the source of a model for the manifest: its name in the file, or for a Hub model its snapshot path, which
+/// contains the commit.
 fn source<'a>(input: &'a Input, written: &'a str) -> &'a Path {
     if HubSnapshot::of(&input.path).is_some() { &input.path } else { Path::new(written) }
 }
 
-/// One hash over the weight files and config.json.
+/// Returns one hash over the weight files and config.json.
 fn hash_model(input: &Input) -> Result<String, Error> {
     let mut lines = String::new();
     let config = input.path.join("config.json");
@@ -72,7 +73,7 @@ fn hash_model(input: &Input) -> Result<String, Error> {
     Ok(blake3::hash(lines.as_bytes()).to_hex().to_string())
 }
 
-/// The hash of a directory that carries a manifest whose files have the sizes it lists.
+/// Returns the hash from a directory's manifest, if the files have the sizes listed there.
 fn known_hash(dir: &Path) -> Option<String> {
     let manifest = Manifest::read(dir).ok()?;
     let unchanged = |(name, entry): (&String, &cl_checkpoint::FileEntry)| {
@@ -81,7 +82,7 @@ fn known_hash(dir: &Path) -> Option<String> {
     manifest.files.iter().all(unchanged).then(|| manifest.content_hash())
 }
 
-/// The merge file that makes the output again, with the stages that it builds on.
+/// Returns the merge file that reproduces the output, including the stages that it depends on.
 pub(crate) fn to_toml(plan: &Plan) -> String {
     let text = if plan.stages.is_empty() {
         toml::to_string(&plan.config)
@@ -92,7 +93,7 @@ pub(crate) fn to_toml(plan: &Plan) -> String {
     text.expect("settings are strings, numbers and tables")
 }
 
-/// The model card, with the keys that the model hub reads.
+/// Returns the model card, with the metadata that the Hugging Face Hub reads.
 fn card(plan: &Plan, toml: &str) -> String {
     let config = &plan.config;
     let models: Vec<&str> = plan.inputs.models.iter().map(|m| m.written.as_str()).collect();

@@ -23,7 +23,7 @@ pub enum Event<'e> {
     Kept(&'e str),
     /// Number of bytes of the stage written so far.
     Written(u64),
-    /// A note of a plan, each once: what is unusual, but does not prevent the merge.
+    /// A note of a plan; each is reported once. It describes something unusual that does not prevent the merge.
     Note(&'e str),
 }
 
@@ -91,7 +91,7 @@ pub fn run_file(
         let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::remove_file(note(&folder, name)));
         removed.map_err(|source| Error::Io { path: dir.clone(), source })?;
     }
-    // Anything else in it is not ours.
+    // The folder is removed only if it is empty: other files in it are not ours.
     let _ = std::fs::remove_dir(&folder);
     Ok(summary)
 }
@@ -112,7 +112,7 @@ pub fn check_output(file: &MergeFile, out: &Path, overwrite: bool) -> Result<(),
     Ok(OutputDir::check(out, overwrite, &inputs)?)
 }
 
-/// Stages have names, each its own, that come before they are used.
+/// Checks that stages have distinct names and precede their uses.
 pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     let mut problems = Vec::new();
     let mut seen: Vec<&str> = Vec::new();
@@ -151,13 +151,13 @@ pub(crate) fn check(file: &MergeFile) -> Result<(), Error> {
     if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
 }
 
-/// What a stage is called in messages.
+/// Returns the name of a stage in messages.
 pub(crate) fn title(stage: &MergeConfig) -> &str {
     stage.name.as_deref().unwrap_or("result")
 }
 
-/// Plans every stage before the first one runs. What an earlier stage will write is not there yet: where it has the tensors of
-/// one of its models, that model stands in for it, otherwise what can be checked without it is.
+/// Plans every stage before the first one runs. The result of an earlier stage does not exist yet. If it will have the
+/// tensors of one of its models, that model is used in its place; otherwise only checks that do not need it are made.
 ///
 /// # Errors
 /// Returns [`Error::Problems`] with the problems of all stages.
@@ -170,13 +170,13 @@ pub(crate) fn check_all(file: &MergeFile, options: &MergeOptions) -> Result<(), 
         let written = stage.written_models();
         let uses: Vec<&str> =
             written.into_iter().filter(is_stage).map(|written| model_and_adapter(written).0).collect();
-        // The state that a method goes on from is written with the output.
+        // The state that a method continues from is written together with the output.
         let goes_on = stage.method.parameters.previous.as_deref().is_some_and(|written| is_stage(&written));
         let found = if goes_on || uses.iter().any(|name| !stand_ins.contains_key(*name)) {
             problems_without_stages(stage, &names)
         } else {
             let planned = Plan::of_stage(stage, &stand_ins).and_then(|plan| {
-                // What stands in may have another dtype.
+                // The model used in place of a stage may have another dtype.
                 if uses.is_empty() { plan.peak_memory(options).map(drop) } else { Ok(()) }
             });
             match planned {
@@ -194,7 +194,7 @@ pub(crate) fn check_all(file: &MergeFile, options: &MergeOptions) -> Result<(), 
     if problems.is_empty() { Ok(()) } else { Err(Error::Problems(problems)) }
 }
 
-/// A model with the config, the tokenizer and the tensors that a stage will write, apart from their values.
+/// Returns a model with the same config, tokenizer and tensors, apart from their values, as the result of a stage.
 fn stand_in(stage: &MergeConfig, stand_ins: &BTreeMap<String, PathBuf>) -> Option<PathBuf> {
     let same_tensors = stage.slices.is_empty()
         && stage.vocabulary == Vocabulary::Error
@@ -209,7 +209,7 @@ fn stand_in(stage: &MergeConfig, stand_ins: &BTreeMap<String, PathBuf>) -> Optio
     adapter.is_none().then(|| directories.get(model).cloned().unwrap_or_else(|| PathBuf::from(model)))
 }
 
-/// Where stages are kept until the last one is done.
+/// Returns the folder in which results of stages are kept until the last one is done.
 fn folder(out: &Path) -> PathBuf {
     let absolute = std::path::absolute(out).unwrap_or_else(|_| out.to_owned());
     let name = absolute.file_name().unwrap_or_default().to_string_lossy().into_owned();
@@ -220,8 +220,8 @@ fn note(folder: &Path, name: &str) -> PathBuf {
     folder.join(format!("{name}.made-from"))
 }
 
-/// What a stage is made from: settings, and every file of the inputs that it reads or copies, with inode, size and time of
-/// change.
+/// Returns a fingerprint of a stage's inputs: the settings, and every input file that it reads or copies, with inode,
+/// size and time of change.
 fn fingerprint(plan: &Plan) -> String {
     let mut text = provenance::to_toml(plan);
     for input in &plan.inputs.models {
@@ -229,7 +229,7 @@ fn fingerprint(plan: &Plan) -> String {
         for (file, stamp) in input.checkpoint.stamps().iter().chain(of_adapter) {
             text += &format!("{} {stamp:?}\n", file.display());
         }
-        // What a method goes on from.
+        // The state of an earlier merge, which the method may continue from.
         let state = input.path.join(STATE_NAME);
         text += &format!("{} {:?}\n", state.display(), FileStamp::of(&state).ok());
     }

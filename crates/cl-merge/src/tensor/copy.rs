@@ -2,8 +2,8 @@ use cl_checkpoint::TensorSource;
 
 use crate::Error;
 
-/// Gives a tensor's bytes to `write` as they are, a megabyte at a time, with the place of each part's first byte; an empty
-/// tensor's too, once.
+/// Passes the bytes of a tensor to `write` unchanged, in chunks of at most 1 MiB, each with its byte offset. For an
+/// empty tensor, `write` is called once.
 pub(crate) fn copy_bytes(
     source: &dyn TensorSource,
     tensor: &str,

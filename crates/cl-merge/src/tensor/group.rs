@@ -15,15 +15,15 @@ use crate::Error;
 /// because sums over pieces depend on it.
 pub const PIECE: usize = 2048;
 
-/// Elements of the pieces that are read together, because short reads cost more per byte.
+/// Number of elements in pieces that are read together, because short reads cost more per byte.
 pub(crate) const READ: usize = 16 * PIECE;
 
-/// Whether values can be read from this type and written to it.
+/// Whether values of this type can be read and written.
 pub(crate) fn is_float(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F64 | Dtype::F32 | Dtype::F16 | Dtype::BF16)
 }
 
-/// Whether a type has eight bits and can be read.
+/// Whether this is an 8-bit type that can be read.
 pub(crate) fn is_eight_bit(dtype: Dtype) -> bool {
     matches!(dtype, Dtype::F8_E4M3 | Dtype::F8_E5M2)
 }
@@ -48,7 +48,7 @@ enum Origin<'a> {
 }
 
 impl<'a> Values<'a> {
-    /// Values in memory; `model` is the name in errors and the key of random numbers.
+    /// Values in memory; `model` is the name used in errors and for random numbers.
     pub fn from_slice(model: &'a str, values: &'a [f32]) -> Values<'a> {
         Values { origin: Origin::Memory(values), model, skip: 0 }
     }
@@ -58,7 +58,7 @@ impl<'a> Values<'a> {
         Values { origin: Origin::Source { source, tensor, dtype }, model, skip: 0 }
     }
 
-    /// The same without the first `elements` elements.
+    /// The same values without the first `elements` elements.
     pub fn skip(self, elements: usize) -> Values<'a> {
         Values { skip: self.skip + elements, ..self }
     }
@@ -68,7 +68,7 @@ impl<'a> Values<'a> {
         self.model
     }
 
-    /// Bytes of an element as they are read; none where the values are in memory.
+    /// Bytes per element to read; 0 for values in memory.
     fn size(&self) -> usize {
         match self.origin {
             Origin::Memory(_) => 0,
@@ -76,7 +76,7 @@ impl<'a> Values<'a> {
         }
     }
 
-    /// Reads `len` elements' bytes from `start` on; nothing where the values are in memory.
+    /// Reads the bytes of `len` elements starting at `start`; has no effect for values in memory.
     fn read(&self, start: usize, len: usize, bytes: &mut Vec<u8>) -> Result<(), Error> {
         if let Origin::Source { source, tensor, .. } = self.origin {
             let size = self.size();
@@ -86,8 +86,8 @@ impl<'a> Values<'a> {
         Ok(())
     }
 
-    /// Writes the elements from `start` on as f32, less those of `base` if it is not empty, and refuses those that are not
-    /// finite. `bytes` are those that [`Values::read`] read from `from` on.
+    /// Converts the elements starting at `start` to f32, minus `base` if it is not empty, and returns an error if a
+    /// result is not finite. `bytes` were read by [`Values::read`] starting at element `from`.
     fn convert(
         &self,
         tensor: &str,
@@ -99,14 +99,14 @@ impl<'a> Values<'a> {
         if self.convert_unchecked(bytes, from, start, base, out) < f32::INFINITY.to_bits() {
             return Ok(());
         }
-        // The base was found finite, so what is wrong is here, if it is no difference that overflows.
+        // The base is known to be finite, so either a value of this model is not finite, or a difference overflows.
         self.convert_unchecked(bytes, from, start, &[], out);
         let index = out.iter().position(|v| !v.is_finite()).unwrap_or(0);
         let value = if out[index].is_finite() { f32::INFINITY } else { out[index] };
         Err(Error::NotFinite { model: self.model.to_owned(), tensor: tensor.to_owned(), index: start + index, value })
     }
 
-    /// Returns the bits of the largest magnitude.
+    /// [`Values::convert`] without the check; returns the bits of the largest magnitude.
     fn convert_unchecked(&self, bytes: &[u8], from: usize, start: usize, base: &[f32], out: &mut [f32]) -> u32 {
         match self.origin {
             Origin::Memory(values) => out.copy_from_slice(&values[self.skip + start..][..out.len()]),
@@ -133,7 +133,7 @@ impl<'a> Values<'a> {
 
 /// One tensor of a base, if there is one, and of all models, in a fixed order.
 pub struct TensorGroup<'a> {
-    /// Its name in the output.
+    /// Name in the output.
     pub name: &'a str,
     /// Shape, outermost dimension first.
     pub shape: &'a [usize],
@@ -146,11 +146,11 @@ pub struct TensorGroup<'a> {
     /// Entries of this tensor kept by trimming over the whole model, per model; `None` if tensors are trimmed
     /// separately.
     pub model_trims: Option<Vec<Trim>>,
-    /// What was read of it, for later passes.
+    /// Bytes that were read, for later passes.
     pub(crate) held: Option<Held<'a>>,
 }
 
-/// Splits ranges into those that are read together: of [`READ`] elements, or a single longer one.
+/// Groups ranges into runs that are read together, of up to [`READ`] elements or a single longer range.
 pub(crate) fn runs(ranges: &[Range<usize>]) -> Vec<&[Range<usize>]> {
     let longest = ranges.iter().map(Range::len).max().unwrap_or(1).max(1);
     ranges.chunks((READ / longest).max(1)).collect()
@@ -171,7 +171,7 @@ pub struct Piece {
     pub words: Vec<u32>,
     /// Scratch buffer for random numbers, with arbitrary content.
     pub random: Vec<u16>,
-    /// What was read of the base and of the models, of several pieces.
+    /// Bytes read from the base and the models, for several pieces.
     bytes: Vec<Vec<u8>>,
     task_vectors: bool,
 }
@@ -215,7 +215,7 @@ impl Piece {
 }
 
 thread_local! {
-    /// One piece's buffers per thread, so that a pass allocates nothing.
+    /// The buffers of one piece per thread, so that a pass does not allocate memory.
     static SPARE: Cell<Option<Piece>> = const { Cell::new(None) };
 }
 
@@ -231,12 +231,12 @@ impl<'a> TensorGroup<'a> {
         TensorGroup { name, shape, base, models, parallel: false, model_trims: None, held: None }
     }
 
-    /// Keeps what is read in [`TensorGroup::bytes`] bytes of these buffers, so that a second pass reads nothing.
+    /// Keeps what is read in these buffers ([`TensorGroup::bytes`] bytes), so that a second pass does not read again.
     pub(crate) fn hold(&mut self, buffers: &'a Buffers) {
         self.held = Some(Held::new(buffers, self.elements()));
     }
 
-    /// Bytes of all inputs, as they are read.
+    /// Number of bytes to read for all inputs.
     pub(crate) fn bytes(&self) -> usize {
         self.elements() * self.base.iter().chain(&self.models).map(Values::size).sum::<usize>()
     }
@@ -304,7 +304,7 @@ impl<'a> TensorGroup<'a> {
         inputs.try_for_each(|(values, bytes)| values.read(range.start, range.len(), bytes))
     }
 
-    /// Makes a piece's values of the bytes that were read from `from` on.
+    /// Converts bytes that were read starting at element `from` to the values of a piece.
     fn convert(
         &self,
         piece: &mut Piece,
@@ -362,7 +362,7 @@ impl<'a> TensorGroup<'a> {
         Ok(self.map(&runs(ranges), |run| f(run))?.into_iter().flatten().collect())
     }
 
-    /// Maps anything, on several threads where that is allowed; results, or the first error, in order.
+    /// Maps items, on several threads if allowed; returns the results in order, or the first error in order.
     pub(crate) fn map<T: Sync, R: Send>(
         &self,
         items: &[T],
@@ -390,7 +390,7 @@ impl<'a> TensorGroup<'a> {
         Ok(out)
     }
 
-    /// Differences of all models from the base, as f32.
+    /// Task vectors of all models (differences from the base), as f32.
     ///
     /// # Errors
     /// Returns an error if reading fails.

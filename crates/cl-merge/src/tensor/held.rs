@@ -1,7 +1,7 @@
 //! Bytes of a tensor that are kept between two passes over it.
 //!
-//! Where a method looks at a whole tensor before it merges it, the second reading from the page cache would cost more than
-//! the arithmetic.
+//! If a method reads a whole tensor before it merges it, reading it again from the page cache would cost more than the
+//! arithmetic.
 
 use std::ops::Range;
 use std::sync::{Mutex, OnceLock};
@@ -9,14 +9,14 @@ use std::sync::{Mutex, OnceLock};
 use super::group::READ;
 use crate::Error;
 
-/// What was read of one run of pieces: one buffer for each input.
+/// The bytes of one run of pieces, with one buffer per input.
 type Bytes = Vec<Vec<u8>>;
 
-/// Buffers that tensors hand on to each other: memory that is new has to be zeroed by the operating system.
+/// Buffers that are reused from tensor to tensor, because the operating system has to zero new memory.
 #[derive(Default)]
 pub(crate) struct Buffers(Mutex<Vec<Bytes>>);
 
-/// A tensor's bytes, as far as they were read in runs of [`READ`] elements.
+/// The bytes of a tensor that were read so far, in runs of [`READ`] elements.
 pub(crate) struct Held<'b> {
     buffers: &'b Buffers,
     elements: usize,
@@ -24,17 +24,17 @@ pub(crate) struct Held<'b> {
 }
 
 impl<'b> Held<'b> {
-    /// Nothing yet of a tensor of so many elements.
+    /// Creates empty storage for a tensor with this number of elements.
     pub(super) fn new(buffers: &'b Buffers, elements: usize) -> Held<'b> {
         Held { buffers, elements, runs: (0..elements.div_ceil(READ)).map(|_| OnceLock::new()).collect() }
     }
 
-    /// Whether these elements are what is kept together.
+    /// Whether this range is exactly one of the runs.
     pub(super) fn is_run(&self, range: &Range<usize>) -> bool {
         range.start.is_multiple_of(READ) && range.end == self.elements.min(range.start + READ)
     }
 
-    /// The bytes of a run, which are read the first time.
+    /// Returns the bytes of a run, which are read on the first call.
     pub(super) fn get_or_read(
         &self,
         run: &Range<usize>,

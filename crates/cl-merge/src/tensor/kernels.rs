@@ -3,19 +3,21 @@
 //! Every loop works element by element or in a fixed number of lanes, without fused multiply-add, so that results have
 //! the same bits on every processor.
 
-// The macro needs its lifetimes named.
+// The macro requires named lifetimes.
 #![allow(clippy::needless_lifetimes)]
 
 use pulp::Simd;
 
-/// Bits of a magnitude.
+/// Bit mask of the magnitude of an f32.
 const MAGNITUDE: u32 = 0x7fff_ffff;
-/// Sums in that many interleaved lanes.
+/// Number of interleaved lanes in sums.
 const LANES: usize = 16;
-/// Sums in f32 that are added up in f64 at the end: so many that each is of few elements of a piece, and precise.
+/// Number of partial sums in f32, which are added in f64 at the end: large, so that each sum has few elements of a
+/// piece and a small rounding error.
 const RUN: usize = 64;
 
-/// Reads bf16 bytes (little endian) as f32 and returns the largest magnitude's bits; infinities and NaN have the largest.
+/// Converts bf16 bytes (little-endian) to f32 and returns the bits of the largest magnitude; infinities and NaN count
+/// as larger than all finite values.
 #[pulp::with_simd(read_bf16 = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn read_bf16_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], out: &'a mut [f32]) -> u32 {
@@ -28,7 +30,7 @@ pub(crate) fn read_bf16_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], out: &'a mu
     largest
 }
 
-/// As [`read_bf16`], less the base's values.
+/// [`read_bf16`] minus the base's values; returns the bits of the largest magnitude of the differences.
 #[pulp::with_simd(read_bf16_minus = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn read_bf16_minus_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], base: &'a [f32], out: &'a mut [f32]) -> u32 {
@@ -41,7 +43,7 @@ pub(crate) fn read_bf16_minus_simd<'a, S: Simd>(_simd: S, bytes: &'a [u8], base:
     largest
 }
 
-/// Writes f32 as bf16 bytes, rounded to nearest even. Values have to be finite.
+/// Converts f32 to bf16 bytes, rounding to nearest even. Values must be finite.
 #[pulp::with_simd(f32_to_bf16 = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn f32_to_bf16_simd<'a, S: Simd>(_simd: S, values: &'a [f32], out: &'a mut [u8]) {
@@ -52,7 +54,7 @@ pub(crate) fn f32_to_bf16_simd<'a, S: Simd>(_simd: S, values: &'a [f32], out: &'
     }
 }
 
-/// The largest magnitude's bits; infinities and NaN have the largest of all.
+/// The bits of the largest magnitude; infinities and NaN count as larger than all finite values.
 #[pulp::with_simd(largest_key = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn largest_key_simd<'a, S: Simd>(_simd: S, values: &'a [f32]) -> u32 {
@@ -60,7 +62,7 @@ pub(crate) fn largest_key_simd<'a, S: Simd>(_simd: S, values: &'a [f32]) -> u32 
     values.iter().fold(0, |most, v| most.max(v.to_bits() & MAGNITUDE))
 }
 
-/// The whole part of each magnitude times `scale`.
+/// The integer part of each magnitude times `scale`.
 #[pulp::with_simd(buckets = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn buckets_simd<'a, S: Simd>(_simd: S, values: &'a [f32], scale: f32, out: &'a mut [u32]) {
@@ -105,8 +107,8 @@ pub(crate) fn divide_by_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], divisor: f
     }
 }
 
-/// Counts the keys above `high` and those equal to each of `values`, and marks with 1 the others in `low..=high`. The sign bit
-/// does not count.
+/// Counts the keys above `high` and those equal to each of `values`, and marks with 1 the others in `low..=high`. The
+/// sign bit is ignored.
 #[pulp::with_simd(tally = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn tally_simd<'a, S: Simd>(
@@ -130,7 +132,7 @@ pub(crate) fn tally_simd<'a, S: Simd>(
     (above, equal)
 }
 
-/// Sets to zero what is smaller in magnitude than the value with these bits.
+/// Sets values to zero whose magnitude is smaller than that with the bits `least`.
 #[pulp::with_simd(keep_from = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_from_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: u32) {
@@ -140,7 +142,7 @@ pub(crate) fn keep_from_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: u32
     }
 }
 
-/// As [`keep_from`], and adds `weight` times what is left to `sum`.
+/// [`keep_from`], and adds `weight` times the remaining values to `sum`.
 #[pulp::with_simd(keep_and_add = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_and_add_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: u32, sum: &'a mut [f32], weight: f32) {
@@ -151,7 +153,7 @@ pub(crate) fn keep_and_add_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], least: 
     }
 }
 
-/// Sets to zero where the random number is not below `bound`.
+/// Sets values to zero whose random number is not below `bound`.
 #[pulp::with_simd(keep_below = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_below_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], bound: u32) {
@@ -168,7 +170,7 @@ pub(crate) struct Chance {
     pub(crate) bound: u32,
 }
 
-/// Sets to zero where the random number is not below the element's bound.
+/// Sets values to zero whose random number is not below the bound of the element.
 #[pulp::with_simd(keep_by_chance = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_by_chance_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], chances: &'a [Chance]) {
@@ -177,7 +179,7 @@ pub(crate) fn keep_by_chance_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], rando
     }
 }
 
-/// As [`keep_by_chance`], and divides what is left by its probability.
+/// [`keep_by_chance`], and divides the remaining values by their probabilities.
 #[pulp::with_simd(keep_and_divide = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_and_divide_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], random: &'a [u16], chances: &'a [Chance]) {
@@ -187,16 +189,16 @@ pub(crate) fn keep_and_divide_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], rand
     }
 }
 
-/// Elements whose marks are kept together: eight times as many as a processor works on at a time.
+/// Number of elements per block of a bit mask: eight times as many as a processor works on at a time.
 const MARKED: usize = 8 * RUN;
 
-/// Bytes of marks for so many elements.
+/// Size in bytes of the bit mask for this number of elements.
 pub(crate) const fn mark_bytes(elements: usize) -> usize {
     elements.div_ceil(MARKED) * RUN
 }
 
-/// Sums of magnitudes: of all, and of those whose random number is below `bound`, which are marked for
-/// [`keep_marked`]. Precision as in [`sum_of_magnitudes`].
+/// Sums of all magnitudes and of those whose random number is below `bound`; the latter are marked in the bit mask
+/// `marks` for [`keep_marked`]. The precision is that of [`sum_of_magnitudes`].
 #[pulp::with_simd(mark_and_sum_below = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn mark_and_sum_below_simd<'a, S: Simd>(
@@ -224,7 +226,7 @@ pub(crate) fn mark_and_sum_below_simd<'a, S: Simd>(
 
 /// One block of [`mark_and_sum_below`]: bit `b` of byte `j` marks element `64 b + j`.
 #[inline(always)]
-// Over plain indices all lanes stay in registers.
+// With plain indices, all lanes stay in registers.
 #[allow(clippy::needless_range_loop)]
 fn mark_and_sum(
     x: &[f32; MARKED],
@@ -246,7 +248,7 @@ fn mark_and_sum(
     marks
 }
 
-/// Marks what is not zero, for [`keep_marked`].
+/// Returns a bit mask of the nonzero values, for [`keep_marked`].
 #[pulp::with_simd(mark_nonzero = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn mark_nonzero_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> Vec<u8> {
@@ -259,7 +261,7 @@ pub(crate) fn mark_nonzero_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> Vec<u8> 
     marks
 }
 
-/// Sets to zero what is not marked.
+/// Sets values to zero that are not marked in a bit mask.
 #[pulp::with_simd(keep_marked = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn keep_marked_simd<'a, S: Simd>(_simd: S, x: &'a mut [f32], marks: &'a [u8]) {
@@ -287,24 +289,24 @@ fn keep_block(x: &mut [f32; MARKED], marks: &[u8; RUN]) {
     }
 }
 
-/// What a model's task vector counts in an election.
+/// Weights of a model's task vector in a sign election.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Voter {
-    /// Bits of the smallest magnitude that counts; what is smaller is taken for zero.
+    /// Bits of the smallest magnitude that counts; smaller values are treated as zero.
     pub(crate) least: u32,
     /// Factor in the sum that elects the sign.
     pub(crate) vote: f32,
-    /// Factor in the sum of what has the elected sign.
+    /// Factor in the sum of values with the elected sign.
     pub(crate) weight: f32,
-    /// What that adds to the divisor of the sum.
+    /// Contribution of a value with the elected sign to the divisor of the sum.
     pub(crate) share: f32,
 }
 
-/// Elements whose sums stay in registers while all models are gone through.
+/// Number of elements whose sums stay in registers during the loop over all models.
 const ELECTED: usize = 32;
 
-/// `base + lambda · Σ weight · x / Σ share` over the models for which `vote · x` has the sign of the sum of votes, or, with
-/// `count`, of the sum of their signs. A sum of zero counts as positive, a divisor of zero as 1.
+/// `base + lambda · Σ weight · x / Σ share` over the models for which `vote · x` has the sign of the sum of votes, or,
+/// with `count`, of the sum of their signs. A sum of zero counts as positive, a divisor of zero as 1.
 #[pulp::with_simd(elect = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn elect_simd<'a, S: Simd>(
@@ -335,7 +337,7 @@ pub(crate) fn elect_simd<'a, S: Simd>(
 }
 
 #[inline(always)]
-// Over plain indices all lanes stay in registers.
+// With plain indices, all lanes stay in registers.
 #[allow(clippy::needless_range_loop)]
 fn elected<'x>(
     base: &[f32; ELECTED],
@@ -396,7 +398,8 @@ pub(crate) fn finish_simd<'a, S: Simd>(_simd: S, sum: &'a mut [f32], divisor: f3
     }
 }
 
-/// Sum of magnitudes, of no more elements than a piece has: in many sums of f32, whose error is that of a few additions.
+/// Sum of the magnitudes of at most one piece, in many partial sums in f32, so that the error is that of a few
+/// additions.
 #[pulp::with_simd(sum_of_magnitudes = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn sum_of_magnitudes_simd<'a, S: Simd>(_simd: S, x: &'a [f32]) -> f64 {
@@ -424,8 +427,8 @@ pub(crate) fn dot_simd<'a, S: Simd>(_simd: S, x: &'a [f32], y: &'a [f32]) -> f64
     lanes.iter().sum::<f64>() + rest
 }
 
-/// `Σ coefficientᵢ · xᵢ`, summed in f64 and rounded once, so that a combination of equal vectors by coefficients that sum to one
-/// is that vector.
+/// `Σ coefficientᵢ · xᵢ`, summed in f64 and rounded once, so that a combination of equal vectors with coefficients that
+/// sum to 1 is that vector.
 #[pulp::with_simd(weighted_sum = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn weighted_sum_simd<'a, S: Simd>(
@@ -437,7 +440,7 @@ pub(crate) fn weighted_sum_simd<'a, S: Simd>(
     let whole = out.len() / LANES * LANES;
     let (chunks, rest) = out.split_at_mut(whole);
     for (i, chunk) in chunks.chunks_exact_mut(LANES).enumerate() {
-        // -0.0 is what leaves every sum as it is, of either sign of zero.
+        // Adding a value to -0.0 returns it unchanged, including the sign of a zero.
         let mut lanes = [-0.0f64; LANES];
         for (c, x) in coefficients.iter().zip(inputs) {
             for (lane, x) in lanes.iter_mut().zip(&x[i * LANES..(i + 1) * LANES]) {
@@ -453,7 +456,7 @@ pub(crate) fn weighted_sum_simd<'a, S: Simd>(
     }
 }
 
-/// Population variances over the inputs, entry by entry, as integers that order like them; 0 where all inputs are equal.
+/// Population variances over the inputs for each entry, as integers in the same order; 0 if all inputs are equal.
 #[pulp::with_simd(variance_keys = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn variance_keys_simd<'a, S: Simd>(_simd: S, inputs: &'a [&'a [f32]], keys: &'a mut [u32]) {
@@ -482,7 +485,7 @@ pub(crate) fn variance_keys_simd<'a, S: Simd>(_simd: S, inputs: &'a [&'a [f32]],
     }
 }
 
-/// Replaces values by those that are greater in magnitude.
+/// Replaces values by those of `x` that are larger in magnitude.
 #[pulp::with_simd(take_greater = pulp::Arch::new())]
 #[inline(always)]
 pub(crate) fn take_greater_simd<'a, S: Simd>(_simd: S, greatest: &'a mut [f32], x: &'a [f32]) {

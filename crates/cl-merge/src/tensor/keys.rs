@@ -1,7 +1,7 @@
 //! Exact selection of the k largest of many keys; ties go to the first.
 //!
-//! Keys are read in passes and never all held: a sample estimates the k-th largest, a pass counts the keys above and
-//! collects those near it; if the estimate was wrong or too many were collected, another pass follows.
+//! Keys are read in passes and are never all in memory: a sample estimates the k-th largest, a pass counts the keys
+//! above it and collects those near it; if the estimate was wrong or too many were collected, another pass follows.
 
 use std::ops::RangeInclusive;
 use std::sync::Mutex;
@@ -10,45 +10,46 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use super::kernels;
 use crate::Error;
 
-/// Keys to choose from, in runs of pieces that are read together; several tensors' may follow each other.
+/// Keys to select from, in runs of pieces that are read together; the runs of several tensors can follow each other.
 pub(super) trait Keys: Sync {
-    /// Elements in each run.
+    /// Number of elements in each run.
     fn lengths(&self) -> Vec<usize>;
-    /// Calls `f(request, keys)` for every request on every piece of a run, or on about `part` elements of the run. A request's
-    /// keys come in order.
+    /// Calls `f(request, keys)` for every request on every piece of a run, or on about `part` elements of the run. The
+    /// keys of a request are passed in order.
     fn with_keys(&self, run: usize, part: Option<usize>, f: &mut dyn FnMut(usize, &[u32])) -> Result<(), Error>;
-    /// Maps runs, in parallel where that is allowed; results in order.
+    /// Maps runs, in parallel if allowed; returns the results in order.
     fn map<R: Send>(&self, indices: &[usize], f: impl Fn(usize) -> Result<R, Error> + Sync) -> Result<Vec<R>, Error>;
 }
 
-/// Where a request's smallest kept value lies: its key, and run and place of the end of the kept ties.
+/// The smallest kept key of a request, and the run and the position at which kept ties end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct Cut {
     pub(super) threshold: u32,
-    /// Ties are kept in all runs before this one, …
+    /// Ties are kept in all runs before this one.
     pub(super) run: usize,
-    /// … and in it before this place.
+    /// Ties in `run` are kept before this position.
     pub(super) place: usize,
 }
 
 pub(super) const ALL: Cut = Cut { threshold: 0, run: usize::MAX, place: 0 };
 pub(super) const NONE: Cut = Cut { threshold: u32::MAX, run: 0, place: 0 };
 
-/// Bits that a key has; the sign bit of a value's bits does not count.
+/// Bit mask of a key; the sign bit of a value is ignored.
 pub(super) const MAGNITUDE: u32 = 0x7fff_ffff;
 /// The largest key.
 const LARGEST: u32 = MAGNITUDE;
-/// Keys that one pass collects at most; beyond that it counts, which costs another pass but no memory.
+/// Maximum number of keys that one pass collects; beyond that it only counts keys, which costs another pass but no
+/// memory.
 const COLLECTED: usize = 4 << 20;
-/// Elements looked at to guess where thresholds lie.
+/// Number of elements in the sample that estimates thresholds.
 const SAMPLE: usize = 8192;
-/// Buckets of one round of narrowing.
+/// Number of buckets into which a pass divides a bracket.
 const BUCKETS: usize = 4096;
 
-/// A request under way: the threshold lies in `low..=high`, and `above` keys are larger than `high`.
+/// An unfinished request: the threshold is assumed to lie in `low..=high`.
 ///
-/// `values` are the keys in it that a sample saw most often: differences of bf16 weights are multiples of a step, so that a few
-/// values can make up nearly all of a bracket, and to count these takes far less than to collect them.
+/// `values` are the most frequent keys of the bracket in a sample. Differences of bf16 weights are multiples of a step,
+/// so a few values can make up nearly all of a bracket, and counting them is much cheaper than collecting them.
 #[derive(Clone, Copy)]
 struct Bracket {
     k: usize,
@@ -57,10 +58,10 @@ struct Bracket {
     values: [u32; 4],
 }
 
-/// A place for a value that no key has.
+/// Placeholder for a frequent value; no key has this value.
 const NO_VALUE: u32 = u32::MAX;
 
-/// The most frequent of some keys, where they are frequent enough to be worth counting.
+/// The most frequent keys, if they are frequent enough to be worth counting.
 fn frequent(mut keys: Vec<u32>) -> [u32; 4] {
     let least = keys.len() / 64 + 2;
     keys.sort_unstable();
@@ -72,12 +73,12 @@ fn frequent(mut keys: Vec<u32>) -> [u32; 4] {
     values
 }
 
-/// A bracket without known values.
+/// A bracket without frequent values.
 fn bracket(k: usize, low: u32, high: u32) -> Bracket {
     Bracket { k, low, high, values: [NO_VALUE; 4] }
 }
 
-/// For each request the cut that keeps its `k` largest keys.
+/// For each request, the cut that keeps its `k` largest keys.
 pub(super) fn largest(keys: &impl Keys, k: &[usize]) -> Result<Vec<Cut>, Error> {
     let lengths = keys.lengths();
     let total: usize = lengths.iter().sum();
@@ -93,7 +94,7 @@ pub(super) fn largest(keys: &impl Keys, k: &[usize]) -> Result<Vec<Cut>, Error> 
         return Ok(cuts.into_iter().flatten().collect());
     }
     let mut brackets = guess(keys, k, &lengths, total)?;
-    // A guess is good but for rare cases; after that, every round divides the bracket by the number of buckets.
+    // The estimate is rarely wrong; after that, every pass divides the width of the bracket by the number of buckets.
     for _ in 0..8 {
         let open: Vec<usize> = (0..cuts.len()).filter(|&r| cuts[r].is_none()).collect();
         if open.is_empty() {
@@ -112,25 +113,25 @@ pub(super) fn largest(keys: &impl Keys, k: &[usize]) -> Result<Vec<Cut>, Error> 
 }
 
 enum Found {
-    /// `place` still counts kept ties of the run.
+    /// The cut, in which `place` is still the number of kept ties in the run.
     Cut(Cut),
     Narrower(Bracket),
 }
 
-/// A bracket for every request from a sample, wide enough to be wrong hardly ever.
+/// Estimates a bracket for every request from a sample, wide enough to be rarely wrong.
 fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Result<Vec<Bracket>, Error> {
     let everything = |k: &usize| bracket(*k, 0, LARGEST);
     if total <= 4 * SAMPLE {
         return Ok(k.iter().map(everything).collect());
     }
-    // A little of many runs: neighbours are more alike than others.
+    // Samples a few elements of many runs, because neighbouring elements are more similar than others.
     let step = lengths.len().div_ceil(64);
     let chosen: Vec<usize> = (0..lengths.len()).step_by(step).collect();
     let part = SAMPLE / chosen.len();
     let samples = keys.map(&chosen, |run| {
         let mut samples = vec![Vec::new(); k.len()];
         keys.with_keys(run, Some(part), &mut |request, keys| {
-            // Where only whole rows can be read these are more; an odd step walks through all columns.
+            // If only whole rows can be read, there are more keys; an odd stride visits all columns.
             let stride = (keys.len() / part).max(1) | 1;
             samples[request].extend(keys.iter().step_by(stride).map(|key| key & MAGNITUDE));
         })?;
@@ -140,8 +141,8 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
         let mut sample: Vec<u32> = samples.iter().flat_map(|run| run[request].iter().copied()).collect();
         let n = sample.len() as f64;
         let share = *k as f64 / total as f64;
-        // Four standard deviations of the rank of a quantile in a random sample. A guess that is wrong costs one pass more, a
-        // wider one keys to collect in every pass.
+        // Four standard deviations of the rank of a quantile in a random sample. A wrong estimate costs one more pass;
+        // a wider bracket adds keys to collect in every pass.
         let slack = 4.0 * (n * share * (1.0 - share)).sqrt() + 16.0;
         let (first, last) = (share * n - slack, share * n + slack);
         let mut at = |rank: f64| *sample.select_nth_unstable_by(rank as usize, |a, b| b.cmp(a)).1;
@@ -153,15 +154,15 @@ fn guess(keys: &impl Keys, k: &[usize], lengths: &[usize], total: usize) -> Resu
     Ok(k.iter().enumerate().map(guess).collect())
 }
 
-/// What a pass over one run found for one request.
+/// Result of a pass over one run for one request.
 #[derive(Default)]
 struct Tally {
     above: usize,
     held: Held,
 }
 
-/// The keys in the bracket: so many of each of its frequent values, and the others, where they are not so many that they are
-/// counted by bucket, together with those of other runs.
+/// The keys in the bracket: the number of each frequent value, and the other keys, unless there are so many that they
+/// are counted by bucket, together with those of other runs.
 #[derive(Default)]
 struct Held {
     frequent: [u32; 4],
@@ -171,7 +172,7 @@ struct Held {
 /// One pass over all runs for all open requests.
 fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> Result<Vec<Found>, Error> {
     let all: Vec<usize> = (0..runs).collect();
-    // A bracket over everything would collect everything: count first.
+    // A bracket over all keys would collect all of them, so keys are counted first.
     let total: usize = keys.lengths().iter().sum();
     let collected = AtomicUsize::new(0);
     let counts: Vec<Mutex<Vec<usize>>> = brackets.iter().map(|_| Mutex::new(Vec::new())).collect();
@@ -212,7 +213,7 @@ fn pass(keys: &impl Keys, brackets: &[Bracket], open: &[usize], runs: usize) -> 
     Ok(open.iter().enumerate().map(conclusion).collect())
 }
 
-/// Calls `f` with the places that are marked, in order; eight at a time are passed over where none is.
+/// Calls `f` with the positions that are marked, in order; eight unmarked positions are skipped at a time.
 #[inline]
 fn each_marked(marks: &[u8], mut f: impl FnMut(usize)) {
     for (i, eight) in marks.as_chunks::<8>().0.iter().enumerate() {
@@ -224,14 +225,14 @@ fn each_marked(marks: &[u8], mut f: impl FnMut(usize)) {
     }
 }
 
-/// Width of a bucket of the bracket.
+/// Width of the buckets of a bracket.
 fn width(bracket: Bracket) -> u32 {
     ((u64::from(bracket.high - bracket.low) + 1).div_ceil(BUCKETS as u64)) as u32
 }
 
-/// The cut, when the bracket held it and its keys were collected; else a narrower bracket that holds it.
+/// Returns the cut if the bracket contains it and its keys were collected, otherwise a bracket for the next pass.
 ///
-/// `counts` are of the keys that were counted by bucket.
+/// `counts` contains the keys that were counted by bucket.
 fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator<Item = &'t Tally> + Clone) -> Found {
     let Bracket { k, low, high, .. } = bracket;
     let above: usize = tallies.clone().map(|t| t.above).sum();
@@ -271,14 +272,14 @@ fn conclude<'t>(bracket: Bracket, mut counts: Vec<usize>, tallies: impl Iterator
 }
 
 impl Held {
-    /// Every key, with how many there are of it.
+    /// Calls `f` with each key and its count.
     fn each(&self, bracket: &Bracket, mut f: impl FnMut(u32, usize)) {
         bracket.values.iter().zip(self.frequent).filter(|(_, n)| *n > 0).for_each(|(&key, n)| f(key, n as usize));
         self.others.iter().for_each(|&key| f(key, 1));
     }
 }
 
-/// The bucket that holds the `k`-th largest, and how many keys are in those above it or beyond all.
+/// The bucket that contains the `k`-th largest key, and the number of keys in higher buckets or above the bracket.
 fn bucket_of(counts: &[usize], k: usize, above: usize) -> (usize, usize) {
     let mut larger = above;
     for (bucket, &n) in counts.iter().enumerate().rev() {
@@ -290,7 +291,7 @@ fn bucket_of(counts: &[usize], k: usize, above: usize) -> (usize, usize) {
     unreachable!("the bracket holds it")
 }
 
-/// The `rank`-th largest key in a range, counted from 1, and how many keys equal to it are among the `rank` largest.
+/// The `rank`-th largest key in a range, counted from 1, and the number of keys equal to it among the `rank` largest.
 fn threshold<'t>(
     bracket: &Bracket,
     tallies: impl Iterator<Item = &'t Tally>,
@@ -317,7 +318,7 @@ fn threshold<'t>(
     unreachable!("the range holds it")
 }
 
-/// Turns a count of kept ties of a run into a place in it.
+/// Converts the number of kept ties in a run to the position at which they end.
 fn place(keys: &impl Keys, request: usize, cut: Cut) -> Result<Cut, Error> {
     if cut == ALL || cut == NONE {
         return Ok(cut);

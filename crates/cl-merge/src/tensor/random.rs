@@ -1,31 +1,31 @@
 //! Random numbers by position: Philox4x32-7 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", 2011,
 //! according to which seven rounds pass all tests of BigCrush).
 //!
-//! A mask is a function of the seed, the tensor's name, the model's name and the flat index of the element, so it does not
-//! depend on threads, shards, pieces or the order of models.
+//! A mask is a function of the seed, the tensor's name, the model's name and the flat index of the element, so it does
+//! not depend on threads, shards, pieces or the order of models.
 
 use pulp::Simd;
 
-/// The random numbers of one tensor of one model.
+/// The random number stream of one tensor of one model.
 #[derive(Clone, Copy, Debug)]
 pub struct Stream {
     key: [u32; 2],
 }
 
-/// Counters worked on side by side.
+/// Number of counters that are processed together.
 const WIDTH: usize = 16;
-/// Half of them.
+/// Number of even and of odd counters among them.
 const LANES: usize = WIDTH / 2;
-/// Numbers that these give: two of 16 bits from each of four words.
+/// Number of random numbers from these counters: two of 16 bits from each of four words.
 const GROUP: usize = 8 * WIDTH;
 const ROUNDS: usize = 7;
 const M0: u64 = 0xd251_1f53;
 const M1: u64 = 0xcd9e_8d57;
-/// The lower half of 64 bits.
+/// Bit mask of the lower half of 64 bits.
 const LOW: u64 = 0xffff_ffff;
 
 impl Stream {
-    /// The stream of a tensor of a model.
+    /// The random number stream of a tensor of a model.
     ///
     /// ```
     /// use cl_merge::Stream;
@@ -37,7 +37,7 @@ impl Stream {
     /// ```
     pub fn new(seed: u64, tensor: &str, model: &str) -> Stream {
         let mut hasher = blake3::Hasher::new();
-        // Lengths keep ("ab", "c") apart from ("a", "bc").
+        // The length distinguishes ("ab", "c") from ("a", "bc").
         hasher.update(&seed.to_le_bytes()).update(&(tensor.len() as u64).to_le_bytes());
         hasher.update(tensor.as_bytes()).update(model.as_bytes());
         let hash = hasher.finalize();
@@ -45,9 +45,10 @@ impl Stream {
         Stream { key: [word(0), word(1)] }
     }
 
-    /// The numbers of the elements from flat index `start` on, uniform over u16.
+    /// Fills `out` with the random numbers of the elements starting at flat index `start`, uniform over u16.
     ///
-    /// Element `128 g + 32 w + 2 j + h` takes half `h`, the lower one first, of word `w` of the block with counter `16 g + j`.
+    /// Element `128 g + 32 w + 2 j + h` is half `h` (the lower half is 0) of word `w` of the block with counter
+    /// `16 g + j`.
     pub fn fill(&self, start: usize, out: &mut [u16]) {
         let mut group = (start / GROUP) as u64;
         let skip = start % GROUP;
@@ -68,13 +69,13 @@ impl Stream {
     }
 }
 
-/// Fills `out`, a multiple of [`GROUP`] numbers, from a group on.
+/// Fills `out`, whose length is a multiple of [`GROUP`], starting with group `group`.
 ///
-/// Words of even and of odd counters are kept apart, each in the lower half of 64 bits: there a product needs no shuffling,
-/// and what is left in the upper half is cut off only where it would count.
+/// Words of even and of odd counters are stored separately, each in the lower half of 64 bits, so that products need no
+/// shuffling. Upper halves are masked only where they would affect the result.
 #[pulp::with_simd(fill_groups = pulp::Arch::new())]
 #[inline(always)]
-// The macro needs its lifetimes named, and over plain indices all lanes become one instruction.
+// The macro requires named lifetimes; with plain indices, all lanes are compiled to one instruction.
 #[allow(clippy::needless_lifetimes, clippy::needless_range_loop)]
 fn fill_groups_simd<'a, S: Simd>(_simd: S, key: [u32; 2], group: u64, out: &'a mut [u16]) {
     for (i, words) in out.chunks_exact_mut(GROUP).enumerate() {
@@ -94,7 +95,7 @@ fn fill_groups_simd<'a, S: Simd>(_simd: S, key: [u32; 2], group: u64, out: &'a m
     }
 }
 
-/// The blocks of every second counter from `first` on. Only the lower halves of the words are meant.
+/// The blocks of every second counter, starting at `first`. Only the lower halves of the words are valid.
 #[inline(always)]
 #[allow(clippy::needless_range_loop)]
 fn blocks(first: u64, key: [u32; 2]) -> [[u64; LANES]; 4] {
@@ -122,7 +123,7 @@ fn blocks(first: u64, key: [u32; 2]) -> [[u64; LANES]; 4] {
 mod tests {
     use super::*;
 
-    /// The known answer of seven rounds for a counter and a key of zeros, from the Random123 library's `kat_vectors`.
+    /// Known result of seven rounds for a counter and a key of zeros, from the Random123 library's `kat_vectors`.
     #[test]
     fn known_answer() {
         let mut out = [0; GROUP];
@@ -131,7 +132,7 @@ mod tests {
         assert_eq!([0, 1, 2, 3].map(word), [0x5f6f_b709, 0x0d89_3f64, 0x4f12_1f81, 0x4f73_0a48]);
     }
 
-    /// Against the definition, one counter at a time.
+    /// Compares with the definition, one counter at a time.
     #[test]
     fn every_element_has_its_half_of_a_word() {
         let key = [0x243f_6a88, 0x85a3_08d3];

@@ -25,7 +25,8 @@ fn length(run: &Run) -> usize {
     run.iter().map(Range::len).sum()
 }
 
-/// So many elements in the middle of a run, or, where whole rows are needed, the piece in the middle; all of it without a part.
+/// The middle `part` elements of a run, or its middle piece if whole rows are needed; the whole run if `part` is
+/// `None`.
 fn part_of(run: &Run, part: Option<usize>, whole_rows: bool) -> Cow<'_, [Range<usize>]> {
     let Some(part) = part else { return Cow::Borrowed(run) };
     if whole_rows {
@@ -36,7 +37,7 @@ fn part_of(run: &Run, part: Option<usize>, whole_rows: bool) -> Cow<'_, [Range<u
     Cow::Owned(std::iter::once(start..start + part).collect())
 }
 
-/// The runs of one tensor, with a function that makes a request's keys.
+/// The runs of one tensor, with a function that computes the keys of a request.
 struct TensorKeys<'g, 'a, F> {
     group: &'g TensorGroup<'a>,
     runs: Vec<Run>,
@@ -66,7 +67,7 @@ impl<F: Fn(&mut Piece, usize, &mut dyn FnMut(&[u32])) + Sync> Keys for TensorKey
     }
 }
 
-/// Bits of values; as keys they order like magnitudes.
+/// Bits of values; as keys, they have the order of magnitudes.
 pub(crate) fn bits(values: &[f32]) -> &[u32] {
     bytemuck::cast_slice(values)
 }
@@ -102,7 +103,8 @@ pub fn keep_largest(
     })
 }
 
-/// As [`keep_largest`], with keys that need not be written anywhere. Their sign bit does not count.
+/// [`keep_largest`] with keys that are passed on as slices and need not be written to a buffer. Their sign bit is
+/// ignored.
 pub(crate) fn keep(
     group: &TensorGroup<'_>,
     whole_rows: bool,
@@ -122,7 +124,7 @@ pub(crate) fn keep(
     Ok(largest(&keys, k)?.into_iter().map(trim).collect())
 }
 
-/// The runs of all tensors of a model, in order of tensors: what trimming over the whole model ranks.
+/// The runs of all tensors of a model, in the order of tensors, for trimming over the whole model.
 struct ModelKeys<'g, 'a> {
     groups: &'g [TensorGroup<'a>],
     places: Vec<(usize, Run)>, // tensor, and pieces of it
@@ -188,7 +190,7 @@ mod tests {
     use crate::tensor::Values;
     use crate::tensor::keys::MAGNITUDE;
 
-    /// What a full sort keeps: the larger magnitude first, then the lower index.
+    /// The reference: what a full sort keeps, by larger magnitude first, then by lower index.
     fn by_sorting(x: &[f32], k: usize) -> Vec<f32> {
         let mut order: Vec<usize> = (0..x.len()).collect();
         order.sort_by(|&a, &b| x[b].abs().total_cmp(&x[a].abs()).then(a.cmp(&b)));
@@ -215,7 +217,7 @@ mod tests {
         }
     }
 
-    /// Values by a recipe: how many distinct ones, and how they are spread.
+    /// Pseudorandom values, at most `distinct` different ones.
     fn values(n: usize, distinct: u32, seed: u64) -> Vec<f32> {
         let mut words = vec![0; n];
         crate::tensor::Stream::new(seed, "w", "m").fill(0, &mut words);
@@ -232,7 +234,7 @@ mod tests {
         }
     }
 
-    /// A sample that misleads: all large values hide where it does not look, so the guess has to be given up.
+    /// A misleading sample: all large values are outside of it, so the estimate is wrong and must be discarded.
     #[test]
     fn a_wrong_guess_is_found_out() {
         let mut x = vec![0.001f32; 300_000];

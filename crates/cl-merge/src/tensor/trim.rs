@@ -20,8 +20,8 @@ impl Trim {
         key > self.threshold || (key == self.threshold && index < self.ties_end)
     }
 
-    /// Bits of the smallest magnitude that is kept of the values from flat index `start` on. Where ties end among them, what
-    /// is not kept is set to zero instead.
+    /// Returns the bits of the smallest magnitude to keep in `x`, which starts at flat index `start`. If kept ties end
+    /// within `x`, values that are not kept are set to zero instead, and the result is 0.
     pub(crate) fn least(&self, start: usize, x: &mut [f32]) -> u32 {
         if start + x.len() <= self.ties_end {
             return self.threshold;
@@ -33,7 +33,7 @@ impl Trim {
         self.threshold.saturating_add(1)
     }
 
-    /// Sets the values from flat index `start` on that are not kept to zero.
+    /// Sets values that are not kept to zero; `x` starts at flat index `start`.
     pub fn apply(&self, start: usize, x: &mut [f32]) {
         let end = start + x.len();
         if end <= self.ties_end {
@@ -45,7 +45,7 @@ impl Trim {
     }
 }
 
-/// `⌊density · n⌋`, but at least one of something.
+/// Number of elements to keep of `n`: `⌊density · n⌋`, but at least 1 if neither is zero.
 pub(crate) fn kept(density: f64, n: usize) -> usize {
     match density {
         d if d >= 1.0 => n,

@@ -1,4 +1,4 @@
-//! A merge that is killed leaves nothing that looks finished, and the next one cleans up.
+//! A merge that is killed leaves nothing that looks complete, and the next merge cleans up.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use cl_checkpoint::Manifest;
 
 use super::models::Llama;
 
-/// The command is built by the feature `cli`; the library's own example of a merge is this test binary run again.
+/// The command needs the feature `cli`. To test the library alone, this test binary runs itself as the process to kill.
 const CHILD: &str = "CL_MERGE_TEST_CHILD";
 
 fn merge_in_child(folder: &Path) -> Child {
@@ -48,14 +48,14 @@ fn a_killed_merge_leaves_nothing_that_looks_finished() {
     let folder = folder.path();
     Llama { vocab: 2000, hidden: 128, ..Llama::default() }.family(folder, 2);
     let (mut killed, mut finished) = (0, 0);
-    // Killed at moments spread over what a merge takes, measured here because machines differ.
+    // The process is killed at times spread over the duration of a merge, which is measured because machines differ.
     let started = std::time::Instant::now();
     assert!(merge_in_child(folder).wait().unwrap().success());
     let whole = started.elapsed();
     fs::remove_dir_all(folder.join("out")).unwrap();
     for i in 0..20 {
         let mut child = merge_in_child(folder);
-        // Counted from when it begins to write, which takes longer on a busy machine.
+        // The time is counted from the first write, which takes longer on a busy machine.
         while !writing(folder) && child.try_wait().unwrap().is_none() {
             std::thread::sleep(Duration::from_millis(1));
         }
@@ -73,7 +73,7 @@ fn a_killed_merge_leaves_nothing_that_looks_finished() {
     }
     println!("{killed} killed before the end, {finished} finished");
     assert!(killed > 0, "no kill came in time");
-    // What the kills left goes away with the next merge.
+    // The next merge removes the remains of the killed ones.
     merge_here(folder);
     let mut left: Vec<_> =
         fs::read_dir(folder).unwrap().map(|e| e.unwrap().file_name().into_string().unwrap()).collect();

@@ -1,4 +1,4 @@
-//! The command, through the functions that the binary calls.
+//! The command line, tested through the functions that the binary calls.
 
 #![cfg(feature = "cli")]
 
@@ -17,7 +17,7 @@ struct Cli {
     command: Command,
 }
 
-/// What a command line prints, or its error.
+/// Returns the output of a command line, or its error.
 pub(super) fn call(arguments: &[&str]) -> Result<String, String> {
     let cli = Cli::try_parse_from([&["cl-merge"], arguments].concat()).map_err(|e| e.to_string())?;
     let mut out = Vec::new();
@@ -61,7 +61,7 @@ fn dry_run_run_verify_and_diff() {
     let json = call(&["diff", path(&out), path(&out), "--json"]).unwrap();
     let json: serde_json::Value = serde_json::from_str(&json).unwrap();
     assert_eq!((json["total"]["norm_diff"].as_f64(), json["total"]["cosine"].as_f64()), (Some(0.0), Some(1.0)));
-    // One changed byte.
+    // Change one byte.
     let weights = out.join("model.safetensors");
     let mut bytes = std::fs::read(&weights).unwrap();
     *bytes.last_mut().unwrap() ^= 1;
@@ -82,7 +82,7 @@ fn methods_are_listed_with_their_parameters() {
     assert!(call(&["methods", "tiez"]).unwrap_err().contains("tiez"));
 }
 
-/// mergekit's own file, by the command.
+/// The command accepts a merge file of mergekit.
 #[test]
 fn yaml_is_taken_by_its_ending() {
     let folder = tempfile::tempdir().unwrap();
@@ -95,7 +95,7 @@ fn yaml_is_taken_by_its_ending() {
     assert!(call(&["run", path(&config), "--out", path(&out)]).unwrap_err().contains("modules"));
 }
 
-/// A dry run checks later stages, too; a run prints its notes as warnings.
+/// A dry run also checks later stages, and a run prints its notes as warnings.
 #[test]
 fn later_stages_and_warnings() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,5 @@
-//! What every method obeys, as far as its definition allows. A new method is one row of the registry and inherits the exam.
+//! Properties that every method must have, as far as its definition allows. A new method in the registry is tested
+//! automatically.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -9,7 +10,7 @@ use cl_merge::{Base, METHODS, MergeFile, MergeOptions, MethodInfo, Plan, Profile
 use super::models::Llama;
 use super::{run, values};
 
-/// A merge file for a method with as many models as it takes.
+/// Returns a merge file for a method, with as many models as it takes.
 fn text(info: &MethodInfo, base: &Path, models: &[PathBuf], parameters: &str, of_models: &str) -> String {
     let base = if info.base == Base::Input {
         String::new()
@@ -35,7 +36,7 @@ fn merged(text: &str) -> BTreeMap<String, Vec<f32>> {
     values(&checkpoint).into_iter().collect()
 }
 
-/// Bytes of all tensors.
+/// Returns the bytes of all tensors.
 fn bytes(checkpoint: &Checkpoint) -> BTreeMap<String, Vec<u8>> {
     let load = |name: &str| (name.to_owned(), checkpoint.bytes(name).unwrap().to_vec());
     checkpoint.names().into_iter().map(load).collect()
@@ -66,40 +67,42 @@ fn takes(info: &MethodInfo, parameter: &str) -> bool {
     info.parameters.contains(&parameter)
 }
 
-/// Models with every value in bf16, and merges written in f32 so that nothing hides behind rounding.
+/// Models are exact in bf16, and merges are written in f32 so that rounding does not hide differences.
 const F32: &str = "dtype = \"float32\"\n";
 
-/// Merging a model with itself gives it back.
+/// Merging a model with itself returns the model.
 #[test]
 fn a_model_merged_with_itself_is_itself() {
     let folder = tempfile::tempdir().unwrap();
     let (base, models) = Llama::default().family(folder.path(), 1);
     let model = &models[0];
     for info in METHODS {
-        // A sum of task vectors is not a mean: all weight is shared out.
+        // A sum of task vectors is not a mean, so the weights are chosen to sum to one.
         let least = *info.models.start();
         let n = (*info.models.end()).min(3).max(least);
         let same = vec![model.clone(); n];
         let parameters = match info.name {
             "task_arithmetic" | "dare_linear" | "della_linear" | "breadcrumbs" => "divisor = \"count\"",
             "consensus" => "lambda = 0.3333333333333333",
-            // Small changes are changes, too.
+            // Small changes count as changes.
             "ram" | "ramplus_tl" => "epsilon = 0.0",
-            // One scale for all would even out matrices, which are projected off each other, and vectors, which are not.
+            // A common scale would equalize matrices, which are orthogonalized against each other, and vectors, which
+            // are not.
             "opcm" => "norms = \"tensor\"",
             _ => "",
         };
         let out = merged(&format!("{F32}{}", text(info, &base, &same, parameters, "")));
         let expected = match info.name {
-            // These interpolate between base and model: the base is the model too.
+            // These methods interpolate between base and model, so the base is the same model here.
             "slerp" | "nearswap" | "arcee_fusion" | "model_stock" => {
                 let out = merged(&format!("{F32}{}", text(info, model, &copies(folder.path(), model, n), "", "")));
                 assert_close(info.name, &out, &of(model), 2e-7);
                 continue;
             }
-            // Decorrelated or flattened spectra are another matrix even of one task; what they make of no change is tested below.
+            // Decorrelating or flattening the spectrum changes the matrix even for a single task. The case without any
+            // change is tested below.
             "tsv" | "iso_c" | "iso_cts" => continue,
-            // Each further task is projected off the first, which leaves nothing of itself.
+            // Each further task is orthogonalized against the first, so a copy adds nothing.
             _ => of(model),
         };
         let tolerance = if matches!(info.name, "knots" | "opcm") { 1e-5 } else { 3e-7 };
@@ -107,7 +110,7 @@ fn a_model_merged_with_itself_is_itself() {
     }
 }
 
-/// Copies of a model under other names: a base may not be one of the models.
+/// Creates copies of a model under other names, because a base cannot also be one of the models.
 fn copies(folder: &Path, model: &Path, n: usize) -> Vec<PathBuf> {
     (0..n)
         .map(|i| {
@@ -124,7 +127,7 @@ fn copies(folder: &Path, model: &Path, n: usize) -> Vec<PathBuf> {
         .collect()
 }
 
-/// Models that equal the base are merged to the base, whatever the method: no NaN out of zero norms.
+/// Merging models that equal the base returns the base with every method; norms of zero do not give NaN.
 #[test]
 fn no_change_at_all_gives_the_base() {
     let folder = tempfile::tempdir().unwrap();
@@ -137,7 +140,7 @@ fn no_change_at_all_gives_the_base() {
     }
 }
 
-/// All weight on one model returns it.
+/// If all weight is on one model, the result is that model.
 #[test]
 fn all_weight_on_one_model_returns_it() {
     let folder = tempfile::tempdir().unwrap();
@@ -146,7 +149,7 @@ fn all_weight_on_one_model_returns_it() {
         let mut file = MergeFile::from_toml(&format!("{F32}{}", text(info, &base, &models, "", ""))).unwrap();
         let stage = &mut file.stages[0];
         if takes(info, "divisor") {
-            // With equal counts a mean would still be over all.
+            // With the divisor `count`, the mean would still be over all models.
             stage.method.parameters.divisor = Some(cl_merge::DivisorChoice::Weight);
         }
         if takes(info, "election") {
@@ -160,7 +163,7 @@ fn all_weight_on_one_model_returns_it() {
     }
 }
 
-/// The order in which a file names models changes no bit, where order means nothing.
+/// The order of the models does not change a bit, unless the method depends on the order.
 #[test]
 fn order_does_not_matter() {
     let folder = tempfile::tempdir().unwrap();
@@ -174,7 +177,7 @@ fn order_does_not_matter() {
     }
 }
 
-/// One thread and many, one input file and many, one output file and many: the same bytes.
+/// The bytes do not depend on the number of threads, input files or output files.
 #[test]
 fn threads_and_shards_do_not_matter() {
     let folder = tempfile::tempdir().unwrap();
@@ -202,7 +205,7 @@ fn threads_and_shards_do_not_matter() {
     }
 }
 
-/// Density 0 keeps nothing, density 1 everything; neither divides by zero.
+/// Density 0 keeps nothing and density 1 everything; neither divides by zero.
 #[test]
 fn density_zero_and_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -210,7 +213,7 @@ fn density_zero_and_one() {
     for info in METHODS.iter().filter(|info| takes(info, "density")) {
         let zero = merged(&format!("{F32}{}", text(info, &base, &models, "density = 0.0", "")));
         assert_close(info.name, &zero, &of(&base), 0.0);
-        // Nothing is random then, so another seed gives the same.
+        // Nothing is random then, so another seed gives the same result.
         let one =
             |seed: u64| merged(&format!("seed = {seed}\n{F32}{}", text(info, &base, &models, "density = 1.0", "")));
         assert!(one(1) == one(2), "{}", info.name);
@@ -218,7 +221,7 @@ fn density_zero_and_one() {
     }
 }
 
-/// Random masks follow the seed, keep about the density, and differ between models.
+/// Random masks depend on the seed, keep about the given density, and differ between models.
 #[test]
 fn random_masks_follow_the_seed() {
     let folder = tempfile::tempdir().unwrap();
@@ -238,18 +241,19 @@ fn random_masks_follow_the_seed() {
             let base = &of(&base)[table];
             values[table].iter().zip(base).map(|(x, b)| x != b).collect::<Vec<bool>>()
         };
-        // Of 9,600 entries 0.3 are kept; the standard deviation is 0.0047, and one in a hundred is zero to begin with.
+        // Of 9,600 entries, a fraction of 0.3 is kept; its standard deviation is 0.0047, and one in a hundred entries
+        // is already zero.
         let alone = kept(&out(1, &models[..1]));
         let share = alone.iter().filter(|k| **k).count() as f64 / alone.len() as f64;
         assert!((share - 0.3).abs() < 0.03, "{}: {share}", info.name);
-        // Independent masks agree on 0.3² + 0.7² of the entries.
+        // Independent masks agree on a fraction of 0.3² + 0.7² of the entries.
         let second = kept(&out(1, &models[1..]));
         let agree = alone.iter().zip(&second).filter(|(a, b)| a == b).count() as f64 / alone.len() as f64;
         assert!((agree - 0.58).abs() < 0.04, "{}: {agree}", info.name);
     }
 }
 
-/// Inputs may have any floating dtype, and different ones.
+/// Inputs can have any floating-point dtype, also different ones.
 #[test]
 fn dtypes_may_be_mixed() {
     let folder = tempfile::tempdir().unwrap();
@@ -263,13 +267,13 @@ fn dtypes_may_be_mixed() {
         let out = merged(&format!("dtype = \"{dtype}\"\n{}", text(linear, &models[0], &models, "", "")));
         assert_close(dtype, &out, &of(&models[0]), tolerance);
     }
-    // Without a dtype each tensor keeps that of the first model.
+    // Without a dtype, each tensor keeps that of the first model.
     let file = MergeFile::from_toml(&text(linear, &models[0], &models, "", "")).unwrap();
     let (_folder, out) = run(&file.stages[0]);
     assert!(out.names().iter().all(|n| out.info(n).unwrap().dtype == Dtype::F32));
 }
 
-/// The profiles differ where tools do, and only there.
+/// The profiles differ only where tools differ.
 #[test]
 fn profiles_choose_definitions() {
     let folder = tempfile::tempdir().unwrap();
@@ -278,7 +282,7 @@ fn profiles_choose_definitions() {
         let info = METHODS.iter().find(|m| m.name == name).unwrap();
         let mut file = MergeFile::from_toml(&text(info, &base, &models, parameters, "")).unwrap();
         file.stages[0].profile = profile;
-        // With equal weights there would be nothing to tell a weighted election by.
+        // With equal weights, a weighted election could not be distinguished.
         for (i, model) in file.stages[0].models.iter_mut().enumerate() {
             model.parameters.weight = Some((0.4 + i as f64).into());
         }
@@ -290,17 +294,17 @@ fn profiles_choose_definitions() {
         let [method, paper, mergekit] = profiles.map(|p| out(name, p, "density = 0.3"));
         assert!(method != paper && paper != mergekit && method != mergekit, "{name}");
     }
-    // The definitions by name give the profile.
+    // Setting the definitions by name gives the same result as the profile.
     let named = "density = 0.3\ntrim = \"tensor\"\nelection = \"weighted\"\ndivisor = \"weight\"";
     assert!(out("ties", Profile::Method, named) == out("ties", Profile::Mergekit, "density = 0.3"));
     let named = "density = 0.3\nrescale = \"none\"";
     assert!(out("dare_ties", Profile::Method, named) == out("dare_ties", Profile::Paper, "density = 0.3"));
-    // Where there is one definition the profile changes nothing.
+    // For methods with a single definition, the profile changes nothing.
     let [method, paper, mergekit] = profiles.map(|p| out("linear", p, ""));
     assert!(method == paper && method == mergekit);
 }
 
-/// A sequence merged as it grows is the sequence merged at once.
+/// Merging a sequence incrementally gives the same result as merging it at once.
 #[test]
 fn opcm_goes_on_from_its_own_output() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,5 +1,5 @@
-//! What must not happen: outputs in the wrong place, inputs that change, values that are none, ranges without end, a stop
-//! without a trace.
+//! Faults: outputs in the wrong place, inputs that change during a merge, invalid values, excessive ranges, and stop
+//! requests.
 
 use std::fs;
 use std::path::Path;
@@ -65,7 +65,8 @@ fn an_input_that_changes_while_it_is_merged_is_noticed() {
     let changed = std::sync::Once::new();
     let out = folder.path().join("out");
     let error = merge(&plan, &out, &MergeOptions::default(), &|_| {
-        // In place, and with the very same bytes: what was read before and what is read now may differ all the same.
+        // The file is rewritten in place with the same bytes; the merge must fail, because it cannot know that the
+        // content is unchanged.
         changed.call_once(|| {
             let mut file = fs::OpenOptions::new().write(true).open(&weights).unwrap();
             std::io::Write::write_all(&mut file, &bytes).unwrap();
@@ -166,7 +167,7 @@ fn ranges_beyond_any_model_are_a_problem_and_not_a_loop() {
     assert!(error.contains("has layers 0 to 2"), "{error}");
 }
 
-/// Whatever number is given, nothing is sized or repeated by it alone.
+/// No number in a merge file alone determines a size or a number of repetitions.
 #[test]
 fn numbers_without_measure_are_bounded() {
     use cl_merge::adapter::{CombineOptions, ExtractOptions, combine, extract};
@@ -216,7 +217,7 @@ fn a_merge_that_is_asked_to_stop_leaves_nothing() {
 fn buffers_do_not_count_and_other_extras_have_a_policy() {
     let folder = tempfile::tempdir().unwrap();
     let (_, tuned) = Llama::default().family(folder.path(), 2);
-    // The first model again, with rotary frequencies as Llama 2 has them and one tensor of its own.
+    // The first model, with rotary frequencies as stored by Llama 2 and one additional tensor.
     let with = |name: &str, more: &[&str]| {
         let (from, dir) = (Checkpoint::open(&tuned[0]).unwrap(), folder.path().join(name));
         let spec = |name: &str| cl_checkpoint::TensorSpec {
@@ -255,7 +256,7 @@ fn buffers_do_not_count_and_other_extras_have_a_policy() {
     assert!(!names("base") && names("union"));
 }
 
-/// Rewrites a model with other names, types and tensors.
+/// Writes a copy of a model with other names, dtypes and tensors.
 fn rewritten(
     from: &Path,
     to: &Path,
@@ -270,7 +271,7 @@ fn rewritten(
         let Some(new) = rename(name) else { continue };
         let (info, values) = (source.info(name).unwrap(), source.load_f32(name).unwrap());
         let bytes = match dtype {
-            // Signs, and magnitudes of one and a little more: enough to be told apart.
+            // Signs, and magnitudes from one to slightly less than two, so that values can be distinguished.
             Dtype::F8_E4M3 => {
                 values.iter().map(|v| if *v < 0.0 { 0xb8 } else { 0x38 } + (v.abs() * 70.0) as u8 % 8).collect()
             }
@@ -337,7 +338,7 @@ fn types_that_are_no_numbers_are_told_once_and_eight_bits_are_read() {
     for ((m, x), y) in merged.load_f32(name).unwrap().iter().zip(x).zip(y) {
         assert_eq!(*m, (x + y) / 2.0);
     }
-    // A copy stays a copy.
+    // Copies keep the dtype of the input.
     let plan = planned(&format!("method = \"passthrough\"\n[[models]]\nmodel = {:?}\n", eight[0])).unwrap();
     assert!(plan.tensors().iter().all(|t| t.dtype == Dtype::F8_E4M3));
 

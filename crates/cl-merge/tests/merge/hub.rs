@@ -1,4 +1,4 @@
-//! Merges of models on the hub, by the binary, against a hub on this machine.
+//! Merges of models from the Hub, with the binary and a local server.
 
 #![cfg(feature = "cli")]
 
@@ -13,7 +13,7 @@ use server::{COMMIT, Server};
 
 use super::models::Llama;
 
-/// A folder with models below `local/o`, of which the server has the same, and an empty cache.
+/// A folder with models in `local/o`, a server with the same models, and an empty cache.
 struct Place {
     folder: tempfile::TempDir,
     server: Server,
@@ -41,7 +41,7 @@ impl Place {
         place.ok("local", &extract);
         for name in ["base", "a", "lora"] {
             place.server.add_dir(&format!("o/{name}"), &local.join(name));
-            // What nobody needs.
+            // A file that no merge needs.
             place.server.add(&format!("o/{name}"), "pytorch_model.bin", &[0; 5000]);
         }
         place.server.state().repos.get_mut("o/base").unwrap().revisions.push("v1".to_owned());
@@ -86,7 +86,7 @@ fn text(path: &Path) -> &str {
 #[test]
 fn the_same_bytes_as_from_local_directories_of_these_names() {
     let place = Place::new();
-    // `@v1` is part of no local name.
+    // `@v1` is not part of any local name.
     let local = MERGE.replace(", revision: v1", "");
     std::fs::write(place.folder.path().join("local.yml"), local).unwrap();
     place.ok("local", &["run", "../local.yml", "--out", "out"]);
@@ -111,7 +111,7 @@ fn the_same_bytes_as_from_local_directories_of_these_names() {
     assert_eq!(a.names(), b.names());
     assert!(same < a.names().len(), "masks are keyed by names");
 
-    // What it was made of, pinned, wherever the cache is.
+    // The sources are recorded with pinned commits, independently of the cache's location.
     let out = place.folder.path().join("remote/out");
     let sources: Vec<String> = Manifest::read(&out).unwrap().sources.into_iter().map(|s| s.path).collect();
     assert_eq!(sources, ["base", "a", "base", "lora"].map(|name| format!("o/{name}@{COMMIT}")));
@@ -120,7 +120,7 @@ fn the_same_bytes_as_from_local_directories_of_these_names() {
     let card = std::fs::read_to_string(out.join("README.md")).unwrap();
     assert!(card.starts_with("---\nbase_model:\n- \"o/base\"\n- \"o/a\"\n- \"o/lora\"\nlibrary_name"), "{card}");
 
-    // The resolved file makes the same again, from the cache and after the branch has moved.
+    // The resolved file reproduces the output, from the cache and after the branch has moved.
     place.server.state().repos.get_mut("o/a").unwrap().commits = 1;
     let mut again = place.command("remote", &["run", "out/merge_config.toml", "--out", "again", "--hub"]);
     let output = again.env("HF_HUB_OFFLINE", "1").output().unwrap();
@@ -147,7 +147,7 @@ fn random_masks_do_not_depend_on_where_models_are() {
 #[test]
 fn a_killed_merge_continues_its_download() {
     let place = Place::new();
-    // The weights of the first model never arrive whole.
+    // The weights of the first model are always truncated in transfer.
     place.server.state().cut = usize::MAX;
     let error = place.fails(&["run", "../merge.yml", "--out", "out", "--hub"]);
     assert!(error.contains("interrupted after"), "{error}");

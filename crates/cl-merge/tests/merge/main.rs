@@ -1,5 +1,5 @@
-//! Whole merges: parity with mergekit and with references, the contract that every method obeys, plans and their problems,
-//! atomic outputs, adapters, stacks of layers, output heads, mergekit's YAML, the command, and signals.
+//! Complete merges: parity with mergekit and with references, properties of every method, plans and their problems,
+//! atomic outputs, adapters, layer stacks, output heads, mergekit's YAML, the command line, and signals.
 
 mod adapter;
 mod atomic;
@@ -21,12 +21,12 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::{Checkpoint, CheckpointWriter, Dtype, Manifest, TensorSource, TensorSpec, WriteOptions, convert};
 use cl_merge::{MergeConfig, MergeOptions, Plan, merge};
 
-/// The folder of fixtures.
+/// Returns the folder of test fixtures.
 fn fixtures() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures")
 }
 
-/// Runs a merge into a folder of its own and opens the result.
+/// Runs a merge into a temporary folder and opens the result.
 fn run(config: &MergeConfig) -> (tempfile::TempDir, Checkpoint) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -36,7 +36,7 @@ fn run(config: &MergeConfig) -> (tempfile::TempDir, Checkpoint) {
     (folder, checkpoint)
 }
 
-/// All tensors of a checkpoint as f32.
+/// Returns all tensors of a checkpoint as f32.
 fn values(checkpoint: &Checkpoint) -> Vec<(String, Vec<f32>)> {
     let load = |name: &str| (name.to_owned(), checkpoint.load_f32(name).unwrap());
     checkpoint.names().into_iter().map(load).collect()

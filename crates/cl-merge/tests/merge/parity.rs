@@ -1,4 +1,4 @@
-//! mergekit's outputs on tiny models (see `fixtures/README.md`), and float64 references of what it does not have.
+//! Parity with mergekit on tiny models (see `fixtures/README.md`), and with float64 references for other methods.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use cl_merge::MergeFile;
 
 use super::{fixtures, run, values};
 
-/// Reads a file whose models are relative to the folder of fixtures.
+/// Reads a merge file whose models are relative to the folder of fixtures.
 fn read(path: &Path) -> MergeFile {
     let mut file = MergeFile::read(path).unwrap_or_else(|e| panic!("{e}"));
     let place = |model: &mut String| *model = fixtures().join(&*model).display().to_string();
@@ -26,12 +26,12 @@ fn load(file: &SafetensorsFile, name: &str) -> Vec<f32> {
     convert::to_f32(file.info(name).unwrap().dtype, file.bytes(name).unwrap()).unwrap()
 }
 
-/// Every case that mergekit was run on. Differences are taken in f32 by both, so only the order of sums can differ; weights
-/// are about 1 at most, where f32 has steps of 1.2e-7.
+/// All cases that mergekit was run on. Both compute differences in f32, so only the order of sums can differ; weights
+/// are at most about 1, where f32 has steps of 1.2e-7.
 ///
-/// In the three cases that mergekit computed in bf16 it rounds several times where we round once: weights are within one step
-/// of bf16 at the size of base and models (about 0.1), but where the sum that elects a sign is nearly zero, the other sign
-/// can win.
+/// In the three cases that mergekit computed in bf16, it rounds several times where this crate rounds once. Weights
+/// agree within one step of bf16 at the size of base and models (about 0.1), except that the other sign can win where
+/// the sum that elects it is nearly zero.
 #[test]
 fn mergekit_yaml_gives_mergekits_weights() {
     let mut cases: Vec<_> = std::fs::read_dir(fixtures().join("mergekit"))
@@ -67,28 +67,28 @@ fn mergekit_yaml_gives_mergekits_weights() {
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
 }
 
-/// The merge file of a reference case, and whether only matrices are compared; `None` for what is not offered.
+/// Returns the merge file for a reference case, and whether only matrices are compared; `None` if it is not supported.
 fn reference_case(name: &str) -> Option<(&'static str, bool)> {
     Some(match name {
         "ties_model" => ("[method.ties]\ndensity = 0.2", false),
         "ties_model_weighted" => ("[method.ties]\ndensity = 0.2\nlambda = 1.3", false),
         "ties_tensor" | "ties_tensor_weighted" => ("[method.ties]\ndensity = 0.2\ntrim = \"tensor\"", false),
-        // Nothing is cut off at the top, and nothing divided.
+        // Nothing is trimmed at the top, and there is no division.
         "magnitude_prune" => ("[method.breadcrumbs]\ndensity = 0.3\ngamma = 0.0", false),
         "magmax" => ("[method.magmax]\nlambda = 0.5", false),
         "consensus" => ("[method.consensus]\nlambda = 0.6\nmask_threshold = 0.37", false),
         "consensus_thresholds" => ("[method.consensus]\nlambda = 0.6\nmin_agree = 1", false),
         "tsv_merge" => ("method = \"tsv\"", false),
         "iso_c" => ("method = \"iso_c\"", false),
-        // The mean is the sum with λ divided by the number of tasks; of vectors it is taken in any case.
+        // The mean is the sum with λ divided by the number of tasks. For vectors, the mean is always used.
         "iso_c_mean" => ("[method.iso_c]\nlambda = 0.5", true),
         "knots_ties" => ("[method.knots]\ndensity = 0.25", false),
         "knots_ties_sv" => ("[method.knots]\ndensity = 0.25\nlambda = 0.5\nscaled = true", false),
         "opcm" => ("method = \"opcm\"", false),
         "opcm_complement" => ("[method.opcm]\nprojection = \"complement\"", false),
-        // For vectors the reference takes the running mean, which neither paper nor code does.
+        // For vectors, the reference uses the running mean, which neither the paper nor its code does.
         "opcm_tensor" => ("[method.opcm]\nnorms = \"tensor\"", true),
-        // The later of two tasks, masks of scaled sums, strict comparison: variants that no paper describes.
+        // Variants that no paper describes: the later of two tasks, masks of scaled sums, strict comparison.
         "magmax_last" | "consensus_scaled_mask" | "consensus_strict" => return None,
         // Token tables are never decomposed here.
         "tsv_merge_embeddings" | "iso_c_embeddings" | "knots_ties_embeddings" | "opcm_embeddings" => return None,
@@ -96,8 +96,8 @@ fn reference_case(name: &str) -> Option<(&'static str, bool)> {
     })
 }
 
-/// Methods that mergekit lacks, and definitions that it has not, against references in f64. Everything is within a few
-/// roundings to f32 at weights of about 1, decompositions too: they are computed in f64.
+/// Methods and definitions that mergekit lacks, compared with references in f64. All agree within a few roundings to
+/// f32 at weights of about 1, including decompositions, which are computed in f64.
 #[test]
 fn references_of_the_literature() {
     let text = std::fs::read_to_string(fixtures().join("reference.json")).unwrap();

@@ -1,4 +1,4 @@
-//! What is planned, and every problem said before a byte is written.
+//! Plans, and the problems that are reported before anything is written.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -16,7 +16,7 @@ fn config(text: &str) -> cl_merge::MergeConfig {
     MergeFile::from_toml(text).unwrap_or_else(|e| panic!("{e}")).stages.remove(0)
 }
 
-/// The problems of a merge; it must have some.
+/// Returns the problems of a merge, which must have some.
 fn problems(text: &str) -> Vec<String> {
     match Plan::new(&config(text)) {
         Err(Error::Problems(problems)) => problems.iter().map(ToString::to_string).collect(),
@@ -60,7 +60,7 @@ fn every_problem_is_said_at_once() {
     assert_problem(&found, &["wide", "`hidden_size`", "32"]);
     assert_problem(&found, &["deep", "`num_hidden_layers`", "3"]);
     assert_problem(&found, &["different shapes", "q_proj"]);
-    // One message for one thing.
+    // Each problem is reported once.
     let mut once = found.clone();
     once.dedup();
     assert_eq!(once, found);
@@ -69,7 +69,7 @@ fn every_problem_is_said_at_once() {
     assert_problem(&missing, &["neither", "not found"]);
 }
 
-/// Programs read places and facts, not texts.
+/// Programs can inspect places and facts without parsing messages.
 #[test]
 fn problems_carry_their_facts() {
     let folder = tempfile::tempdir().unwrap();
@@ -87,11 +87,11 @@ fn problems_carry_their_facts() {
     let Err(Error::Problems(found)) = Plan::new(&config(&linear(&[&dir("a"), &dir("nowhere")]))) else { panic!() };
     assert_eq!(found[0].place, Place::File(dir("nowhere")));
     let ProblemKind::Checkpoint(error) = &*found[0].kind else { panic!("{found:?}") };
-    // The error names the directory; the place is not said twice.
+    // The error names the directory, so the place is not repeated.
     assert_eq!(found[0].to_string(), error.to_string());
     let zero = linear(&[&dir("a")]).replace("[[models]]", "[[models]]\nweight = 0.0");
     let Err(Error::Problems(found)) = Plan::new(&config(&zero)) else { panic!() };
-    // One problem of all tensors is one of the file.
+    // A problem that all tensors have is reported for the file.
     assert_eq!((found.len(), &found[0].place), (1, &Place::Whole));
     let zero_sum = ProblemKind::from(SettingsError::WeightsSumToZero { switch: "normalize" });
     assert_eq!(found[0].kind.to_string(), zero_sum.to_string());
@@ -144,7 +144,7 @@ fn methods_bases_and_numbers_of_models() {
     assert!(bytes(&listed) == bytes(&models));
 }
 
-/// Files that are no merge files.
+/// Texts that are not valid merge files.
 #[test]
 fn rubbish_is_refused_with_a_reason() {
     for (text, part) in [
@@ -206,7 +206,7 @@ fn values_too_large_for_the_output_stop_the_merge() {
     assert!(!out.exists());
 }
 
-/// The paper's models have one row more than the base, for `[PAD]`.
+/// As in the paper, the models have one more row than the base, for `[PAD]`.
 #[test]
 fn rows_that_not_all_have_follow_the_policy() {
     let folder = tempfile::tempdir().unwrap();
@@ -238,16 +238,16 @@ fn rows_that_not_all_have_follow_the_policy() {
     let of = |name: &str| Checkpoint::open(&dir(name)).unwrap().load_f32("model.embed_tokens.weight").unwrap();
     assert_eq!(table(&kept)[..40 * 16], table(&out)[..]);
     let (a, b) = (of("a"), of("b"));
-    // Row 40 is in both models, rows 41 and 42 in one of them.
+    // Row 40 is in both models; rows 41 and 42 are in only one.
     for (i, value) in table(&kept)[40 * 16..41 * 16].iter().enumerate() {
         assert!((value - (a[640 + i] + b[640 + i]) / 2.0).abs() < 1e-3);
     }
     assert_eq!(table(&kept)[41 * 16..], b[41 * 16..]);
-    // Without a base its place is taken by the model that is named first.
+    // Without a base, the first model takes its role.
     let first = format!("vocabulary = \"base\"\n{}", linear(&[&dir("b"), &dir("a")]));
     let (_folder, out_of_linear) = run(&config(&first));
     assert_eq!(out_of_linear.info("lm_head.weight").unwrap().shape[0], 43);
-    // A base with more rows than the models keeps its own.
+    // A base with more rows than the models keeps them.
     let (rows_of_b, out) = {
         let text = format!("vocabulary = \"base\"\n{}", ties(&dir("b"), &[dir("a")], "density = 0.6"));
         let (_folder, out) = run(&config(&text));
@@ -273,7 +273,7 @@ fn tokenizers_that_disagree_are_an_error_with_a_way_out() {
     assert_problem(&problems(&text), &["ft2", "token 2", "<pad>", "<eos>", "ignore_tokenizers"]);
     let plan = Plan::new(&config(&format!("ignore_tokenizers = true\n{text}"))).unwrap();
     assert!(plan.notes.iter().any(|note| note.contains("<eos>")));
-    // The output has the base's tokenizer, or the one that was asked for.
+    // The output has the base's tokenizer, or the requested one.
     for (source, expected) in [("base", "<pad>"), (models[1].to_str().unwrap(), "<eos>")] {
         let text = format!("ignore_tokenizers = true\ntokenizer_source = {source:?}\n{text}");
         let (folder, _) = run(&config(&text));
@@ -284,7 +284,7 @@ fn tokenizers_that_disagree_are_an_error_with_a_way_out() {
     assert_problem(&problems(&text), &["tokenizer_source `nobody`"]);
 }
 
-/// Integers are copied where they agree, and cannot be merged where they do not.
+/// Integer tensors are copied if they agree, and cannot be merged otherwise.
 #[test]
 fn tensors_of_integers() {
     let folder = tempfile::tempdir().unwrap();
@@ -338,7 +338,7 @@ fn slices_are_stacked_and_their_problems_said() {
     assert_problem(&found, &["slice 2", "has layers 0 to 3, not up to 9"]);
 }
 
-/// A stage may name an earlier one; a run that was stopped takes finished stages over.
+/// A stage can refer to an earlier one, and a run reuses the completed stages of an interrupted run.
 #[test]
 fn stages_build_on_each_other_and_are_taken_over() {
     let folder = tempfile::tempdir().unwrap();
@@ -367,14 +367,14 @@ fn stages_build_on_each_other_and_are_taken_over() {
         );
         (result, kept.into_inner().unwrap())
     };
-    // The second stage fails: bf16 cannot hold what λ makes of it.
+    // The second stage fails because the values, multiplied by λ, are outside the range of bf16.
     let (result, _) = run(&stages("1e39"), false);
     assert!(result.is_err() && !out.exists() && staged.exists());
     let (result, kept) = run(&stages("0.5"), false);
     result.unwrap();
     assert_eq!(kept, ["pair"]);
     assert!(out.exists() && !folder.path().join(".out.stages").exists());
-    // By hand it is the same.
+    // Running the stages by hand gives the same result.
     let pair = folder.path().join("pair");
     merge(&Plan::new(&config(&linear(&[&models[0], &models[1]]))).unwrap(), &pair, &MergeOptions::default(), &|_| ())
         .unwrap();
@@ -384,22 +384,22 @@ fn stages_build_on_each_other_and_are_taken_over() {
     );
     let (_folder, expected) = super::run(&config(&by_hand));
     assert!(values(&Checkpoint::open(&out).unwrap()) == values(&expected));
-    // The output carries the whole file, and is made again from it.
+    // The output contains the whole file, which reproduces it.
     let again = MergeFile::read(&out.join("merge_config.toml")).unwrap();
     assert_eq!(again.stages.len(), 2);
     let other = folder.path().join("other");
     run_file(&again, &other, &MergeOptions::default(), &|_| ()).unwrap();
     assert!(values(&Checkpoint::open(&other).unwrap()) == values(&expected));
-    // An output that is there is not replaced unasked.
+    // An existing output is not replaced without `overwrite`.
     assert!(run(&stages("0.5"), false).0.unwrap_err().to_string().contains("exists"));
-    // Stages that do not fit together.
+    // Invalid references between stages.
     let wrong = "[[stage]]\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"later\"\n\
                  [[stage]]\nname = \"later\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"x\"\n";
     let error = run(wrong, true).0.unwrap_err().to_string();
     assert!(error.contains("needs a `name`") && error.contains("`later` is a stage that comes later"), "{error}");
 }
 
-/// Whatever is wrong with a later stage is said before an earlier one runs.
+/// All problems of a later stage are reported before an earlier stage runs.
 #[test]
 fn all_stages_are_checked_before_the_first_one_runs() {
     let folder = tempfile::tempdir().unwrap();
@@ -420,7 +420,8 @@ fn all_stages_are_checked_before_the_first_one_runs() {
         (model(&uses_pair("ties"), &deep), vec!["stage result: ", "deep: `num_hidden_layers` is 3"]),
         (model(&uses_pair("slerp"), &base), vec!["stage result: slerp needs `t`"]),
         (
-            // The result of slices has other layers than its sources: only what is wrong whatever it has.
+            // The result of slices has other layers than its sources, so only problems independent of the layers are
+            // reported.
             format!(
                 "[[stage]]\nname = \"stack\"\nmethod = \"passthrough\"\n[[stage.slices]]\n[[stage.slices.sources]]\n\
                  model = \"pair\"\nlayer_range = [0, 1]\n{}densty = 0.5\n",
@@ -435,7 +436,7 @@ fn all_stages_are_checked_before_the_first_one_runs() {
         parts.iter().for_each(|part| assert!(error.contains(part), "{part} is not in {error}"));
         assert!(!out.exists() && !folder.path().join(".out.stages").exists());
     }
-    // The layers of slices are known when they are written, and the message says what is kept.
+    // The layers of slices are only known after writing; the message says what is kept.
     let text = format!(
         "[[stage]]\nname = \"stack\"\nmethod = \"passthrough\"\n[[stage.slices]]\n[[stage.slices.sources]]\nmodel = {base:?}\n\
          layer_range = [0, 1]\n{}",
@@ -449,7 +450,7 @@ fn all_stages_are_checked_before_the_first_one_runs() {
     assert!(!out.exists() && folder.path().join(".out.stages/stack").exists());
 }
 
-/// Notes of all stages are told, each once.
+/// Notes of all stages are reported, each once.
 #[test]
 fn notes_are_told_by_a_run() {
     let folder = tempfile::tempdir().unwrap();
@@ -488,14 +489,14 @@ fn a_budget_that_is_too_small_is_refused_and_an_estimate_is_told() {
     assert!(error.contains("1 MiB of memory are not enough") && error.contains("allow"), "{error}");
     assert!(!out.exists());
     let told = estimate(&plan, &MergeOptions::default()).unwrap();
-    // Tied: 4,000 weights and some in each of four models, two bytes each.
+    // Tied embeddings: four models, each with slightly more than 4,000 weights of two bytes.
     let weights: usize = plan.tensors().iter().map(|t| t.shape.iter().product::<usize>()).sum();
     assert_eq!(told.bytes_written, 2 * weights as u64);
     assert_eq!(told.bytes_read, 8 * weights as u64);
     assert!(told.peak_memory < MergeOptions::default().memory && told.measured_on.is_some());
 }
 
-/// What the output says of itself is enough to make it again.
+/// The metadata of the output suffices to reproduce it.
 #[test]
 fn the_output_carries_its_settings() {
     let folder = tempfile::tempdir().unwrap();

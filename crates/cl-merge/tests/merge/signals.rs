@@ -1,4 +1,4 @@
-//! The binary, asked to stop while it works.
+//! Signals to the running binary, and the memory that it returns.
 
 #![cfg(feature = "cli")]
 
@@ -14,7 +14,7 @@ fn names(folder: &Path) -> Vec<String> {
     names
 }
 
-/// Waits until the process has begun to write, which is long before it can be done.
+/// Waits until the process has begun to write, which is long before it can finish.
 fn wait_for_output(child: &mut Child, folder: &Path, before: &[String]) {
     while names(folder).len() == before.len() {
         assert!(child.try_wait().unwrap().is_none(), "ended before it wrote");
@@ -25,7 +25,7 @@ fn wait_for_output(child: &mut Child, folder: &Path, before: &[String]) {
 #[test]
 fn a_signal_ends_a_merge_in_one_line_and_leaves_nothing() {
     let folder = tempfile::tempdir().unwrap();
-    // Decompositions of matrices this wide take seconds.
+    // Decomposing matrices of this width takes seconds.
     let (base, tuned) = Llama { hidden: 512, layers: 3, ..Llama::default() }.family(folder.path(), 2);
     let config = folder.path().join("merge.toml");
     let models: String = tuned.iter().map(|m| format!("[[models]]\nmodel = {m:?}\n")).collect();
@@ -49,7 +49,7 @@ fn a_signal_ends_a_merge_in_one_line_and_leaves_nothing() {
     }
 }
 
-/// The allocator's setting is read when a program starts, so it is in the environment of the one that works.
+/// The allocator reads its setting when a program starts, so it must be in the environment of the process that merges.
 #[cfg(target_os = "linux")]
 #[test]
 fn memory_that_is_freed_is_given_back() {

@@ -1,4 +1,4 @@
-//! Models with several stacks of layers, and models with tied and untied embeddings.
+//! Models with several layer stacks, and models with tied and untied embeddings.
 
 use std::path::Path;
 
@@ -12,7 +12,7 @@ fn config(text: &str) -> MergeConfig {
     MergeFile::from_toml(text).unwrap_or_else(|e| panic!("{e}")).stages.remove(0)
 }
 
-/// The problems of a merge as one text.
+/// Returns the problems of a merge as one text.
 fn problems(text: &str) -> String {
     match Plan::new(&config(text)) {
         Err(error @ Error::Problems(_)) => error.to_string(),
@@ -20,8 +20,8 @@ fn problems(text: &str) -> String {
     }
 }
 
-/// Two models, all ones and all zeros, and a merge of them whose weights run from 0 to 1 over the layers: merged values are
-/// the places of layers.
+/// Merges two models, of ones and of zeros, with weights from 0 to 1 over the layers, so that merged values are the
+/// relative positions of layers.
 fn places(folder: &Path, names: &[&str]) -> Vec<(String, Vec<f32>)> {
     for (model, value) in [("ones", 1.0), ("zeros", 0.0)] {
         let tensors: Vec<_> = names.iter().map(|name| ((*name).to_owned(), vec![1], vec![value])).collect();
@@ -91,7 +91,7 @@ fn slices_are_for_models_with_one_stack() {
 const EMBED: &str = "model.embed_tokens.weight";
 const HEAD: &str = "lm_head.weight";
 
-/// A model of two embeddings, with an output head or without, and what its config says of them.
+/// Writes a model of two embeddings, with or without a head, and with the given `tie_word_embeddings`.
 fn write_head(dir: &Path, embed: [f32; 2], head: Option<[f32; 2]>, tied: bool) {
     let mut tensors = vec![(EMBED.to_owned(), vec![2, 1], embed.to_vec())];
     tensors.extend(head.map(|head| (HEAD.to_owned(), vec![2, 1], head.to_vec())));
@@ -118,13 +118,13 @@ fn a_stored_copy_of_tied_embeddings_is_left_out() {
     }
 }
 
-/// mergekit's weights; its config.json says that the output is tied if the base is.
+/// The weights agree with mergekit's. According to mergekit's config.json, the output is tied if the base is.
 #[test]
 fn tied_embeddings_are_the_head_where_other_models_have_one() {
     let folder = tempfile::tempdir().unwrap();
     write_head(&folder.path().join("tied"), [1.0, 2.0], None, true);
     write_head(&folder.path().join("untied"), [3.0, 6.0], Some([5.0, 8.0]), false);
-    // Transformers does not tie what a file stores with different values.
+    // Transformers does not tie embedding and head if they are stored with different values.
     write_head(&folder.path().join("differs"), [3.0, 6.0], Some([5.0, 8.0]), true);
     let embed = (EMBED.to_owned(), vec![2.0, 4.0]);
     for models in [["tied", "untied"], ["untied", "tied"], ["tied", "differs"]] {
@@ -133,7 +133,7 @@ fn tied_embeddings_are_the_head_where_other_models_have_one() {
         let (_folder, out) = run(&config(&text));
         assert_eq!(values(&out), [(HEAD.to_owned(), vec![3.0, 5.0]), embed.clone()], "{models:?}");
         assert_eq!(out.config()["tie_word_embeddings"], false);
-        // Copying what not all have is another matter.
+        // This does not depend on the policy for tensors that not all models have.
         let (_folder, out) = run(&config(&format!("extra_tensors = \"union\"\n{text}")));
         assert_eq!(values(&out), [(HEAD.to_owned(), vec![3.0, 5.0]), embed.clone()], "{models:?}");
     }

@@ -1,4 +1,4 @@
-//! Models with different tokenizers merged into one, beside what mergekit makes of them (see `fixtures/make_tokenizers.py`).
+//! Merges of models with different tokenizers, compared with mergekit (see `fixtures/make_tokenizers.py`).
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -15,7 +15,7 @@ fn folder() -> PathBuf {
     fixtures().join("tokenizers")
 }
 
-/// Reads text of a merge file whose models are relative to the folder of tokenizers.
+/// Resolves the models of a merge file relative to the folder of tokenizers.
 fn placed(mut file: MergeFile) -> MergeFile {
     let place = |model: &mut String| *model = folder().join(&*model).display().to_string();
     for stage in &mut file.stages {
@@ -53,8 +53,8 @@ fn tokens(out: &Path) -> BTreeMap<String, usize> {
     tokenizer.get_vocab(true).into_iter().map(|(token, id)| (token, id as usize)).collect()
 }
 
-/// Every tensor, row by token where it has one for each, and how the written tokenizer splits texts. Sums are of three terms in
-/// f32 at weights of about 0.3, means of rows are rounded once here: 1e-7 is two units in the last place.
+/// Compares every tensor, token tables row by token, and how the written tokenizer splits texts. Sums are of three
+/// terms in f32 at weights of about 0.3, and means of rows are rounded once here: 1e-7 is two units in the last place.
 #[test]
 fn mergekits_token_tables_and_tokenizers() {
     let cases = ["union", "of_base", "of_model", "union_linear", "tokens", "short_base"];
@@ -67,7 +67,7 @@ fn mergekits_token_tables_and_tokenizers() {
         let theirs: BTreeMap<String, usize> = serde_json::from_value(record["tokens"].clone()).unwrap();
         let ours = tokens(&out);
         assert!(ours.keys().eq(theirs.keys()), "{case}: {ours:?}");
-        // Those of a union that the base lacks are numbered in no order by mergekit.
+        // In a union, mergekit numbers the tokens that the base lacks in no particular order.
         let of_base = tokens(&folder().join("base"));
         let free = |token: &String| case.contains("union") || case == "tokens" && !of_base.contains_key(token);
         let fixed = |token: &&String| of_base.contains_key(*token) || !free(token);
@@ -113,7 +113,7 @@ fn mergekits_token_tables_and_tokenizers() {
     }
 }
 
-/// With the tokens of another model its numbers of special tokens hold, where mergekit leaves the base's.
+/// With the tokens of another model, its special token ids are used, whereas mergekit keeps the base's.
 #[test]
 fn special_tokens_keep_their_numbers() {
     let file = placed(MergeFile::read(&folder().join("of_model.yaml")).unwrap());
@@ -146,8 +146,8 @@ const UNION: &str = r#"
     model = "b"
 "#;
 
-/// The resolved file makes the same output again, and so does any number of threads; without anything to align, `tokenizer`
-/// changes no byte.
+/// The resolved file reproduces the output, as does any number of threads. If there is nothing to align, `tokenizer`
+/// does not change the output.
 #[test]
 fn outputs_are_reproducible() {
     let file = placed(MergeFile::from_toml(&UNION.replace("CHAT", "{{ x }}")).unwrap());
@@ -172,7 +172,7 @@ fn outputs_are_reproducible() {
     assert!(same("") == same("tokenizer_source = \"union\""));
 }
 
-/// A template of most models, of one model, or as text; anything else is refused.
+/// The template of most models, of one model, or as text; anything else is an error.
 #[test]
 fn chat_templates() {
     let template = |chat: &str| {
@@ -191,8 +191,8 @@ fn chat_templates() {
     }
 }
 
-/// Transformers would add special tokens that `tokenizer_config.json` names again, and read a SentencePiece model without the
-/// changes.
+/// Transformers would add special tokens named in `tokenizer_config.json` again, and would read an unchanged
+/// SentencePiece model.
 #[test]
 fn tokens_without_a_row_are_special_no_more() {
     let temporary = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! mergekit's YAML: what it ignores, our keys in it, and the errors of files that are no merge files.
+//! mergekit's YAML: keys that it ignores, our additional keys, and errors of invalid files.
 
 use std::fs;
 use std::path::Path;
@@ -9,7 +9,7 @@ use cl_merge::{Error, MergeFile, Plan};
 use super::models::Llama;
 use super::run;
 
-/// A merge of models called BASE, A and B.
+/// Reads a merge file with models named BASE, AAA and BBB.
 fn read(folder: &Path, text: &str) -> Result<MergeFile, String> {
     let path = folder.join("merge.yaml");
     let place = |text: &str, name: &str, dir: &str| text.replace(name, &folder.join(dir).display().to_string());
@@ -58,7 +58,7 @@ fn parameters_of_other_methods_are_ignored_with_a_note() {
             expected.into_iter().map(|name| format!("`{name}` has no effect with {method}")).collect();
         assert_eq!(found, expected);
     }
-    // It is the merge without them.
+    // The result equals the merge without these keys.
     let values = |text: &str| {
         let (_folder, out) = run(&read(folder.path(), text).unwrap().stages[0]);
         super::values(&out)
@@ -67,12 +67,12 @@ fn parameters_of_other_methods_are_ignored_with_a_note() {
         values(&file("ties", "density: 0.5, gamma: 0.1", "weight: 1, t: 3"))
             == values(&file("ties", "density: 0.5", "weight: 1"))
     );
-    // Typing errors are errors, and so are parameters of this program where the method has none of them.
+    // Misspelled keys are errors, and so are this crate's own parameters if the method does not have them.
     let found = problems(folder.path(), &file("ties", "densty: 0.5", "election: count"));
     assert!(found.contains("ties has no parameter `densty` (did you mean `density`?); it has weight"), "{found}");
     let found = problems(folder.path(), &file("model_stock", "weight: 1", "filterwise: true, trim: tensor"));
     assert!(found.contains("`filterwise` (did you mean `filter_wise`?)") && found.contains("`trim`"), "{found}");
-    // TOML files are not mergekit's.
+    // TOML files do not follow mergekit's rules.
     let toml = "[method.linear]\ndensity = 0.5\n[[models]]\nmodel = \"x\"";
     let Err(error) = Plan::new(&MergeFile::from_toml(toml).unwrap().stages[0]) else { panic!() };
     assert!(error.to_string().contains("linear has no parameter `density`"), "{error}");
@@ -95,13 +95,13 @@ fn other_things_that_mergekit_ignores() {
     assert!(notes(folder.path(), &text("slerp")).is_empty());
     let found = notes(folder.path(), &text("linear"));
     assert!(found.len() == 1 && found[0].contains("the method of the file, slerp, is used"), "{found:?}");
-    // A seed for all random choices is the seed of the masks.
+    // mergekit's seed for all random choices is used as the seed of masks.
     let text = |seed: &str| format!("merge_method: dare_ties\nbase_model: BASE\nmodels: [{{model: AAA}}]\n{seed}\n");
     let seed = |text: &str| read(folder.path(), text).unwrap().stages[0].seed;
     assert_eq!(["random_seed: 7", "seed: 8", ""].map(|line| seed(&text(line))), [7, 8, 42]);
 }
 
-/// The keys that messages advise to set are accepted.
+/// The keys that messages recommend are accepted.
 #[test]
 fn our_keys_in_mergekits_yaml() {
     let folder = tempfile::tempdir().unwrap();
@@ -138,7 +138,7 @@ fn errors_of_yaml_say_what_was_expected() {
         let error = read(folder.path(), text).unwrap_err();
         assert!(error.contains(part) && error.contains("line "), "{text}: {error}");
     }
-    // A key without a value says nothing.
+    // A key without a value is ignored.
     assert!(read(folder.path(), "merge_method: linear\nmodels:\nslices:\nparameters:\n").is_ok());
 }
 

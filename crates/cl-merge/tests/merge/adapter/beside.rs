@@ -1,4 +1,4 @@
-//! What adapters train beside their factors: whole modules, biases, rows of tokens.
+//! Tensors that adapters train in addition to their factors: full modules, biases, token rows.
 
 use std::path::{Path, PathBuf};
 
@@ -19,7 +19,7 @@ fn folded(base: &str, dirs: &[PathBuf], weights: &[f64], out: &Path) -> Checkpoi
     Checkpoint::open(out).unwrap()
 }
 
-/// The largest difference of an entry.
+/// Returns the largest absolute difference of an entry.
 fn apart(a: &Checkpoint, b: &Checkpoint) -> f32 {
     assert_eq!(a.names(), b.names());
     let of = |name: &&str| {
@@ -30,7 +30,7 @@ fn apart(a: &Checkpoint, b: &Checkpoint) -> f32 {
     a.names().iter().map(of).fold(0.0, f32::max)
 }
 
-/// Sums of adapters are sums of models' differences, whatever they hold beside factors.
+/// Sums of adapters equal sums of the models' differences, whatever the adapters train in addition to factors.
 #[test]
 fn to_combine_and_fold_is_to_fold_with_weights() {
     for (base, names, weights) in [
@@ -54,7 +54,7 @@ fn to_combine_and_fold_is_to_fold_with_weights() {
     }
 }
 
-/// Two tables that are one in the base and are trained as one stay one, also in what is written of both.
+/// Embedding and head that are tied in the base and in training stay tied, also in the combined adapter.
 #[test]
 fn tied_tables_stay_tied_where_adapters_train_them_as_one() {
     let folder = tempfile::tempdir().unwrap();
@@ -68,8 +68,8 @@ fn tied_tables_stay_tied_where_adapters_train_them_as_one() {
     assert!(model.info("lm_head.weight").is_none() && model.config()["tie_word_embeddings"] == true);
 }
 
-/// A method sees the difference of a whole tensor as it sees a model's: what only these two have in common is the same to the
-/// rounding of sums.
+/// A method treats the difference of a fully trained tensor like a model's: merging adapters agrees with merging models
+/// up to the rounding of sums.
 #[test]
 fn methods_treat_whole_tensors_as_merges_of_models_do() {
     for (method, settings) in [
@@ -148,7 +148,7 @@ fn what_has_no_meaning_is_refused_in_a_line() {
     assert!(!out.exists());
 }
 
-/// Trained one after the other they do not add up: the second one's values hold the first one's.
+/// Adapters trained one after another do not add up: the values of the second one include those of the first.
 #[test]
 fn adapters_of_different_bases_are_not_added() {
     let folder = tempfile::tempdir().unwrap();

@@ -1,4 +1,4 @@
-//! The commands, through the functions that the binary calls, and as a process that is killed.
+//! The adapter commands, tested through the functions that the binary calls, and in a process that is killed.
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
@@ -103,13 +103,13 @@ fn fold_and_extract() {
     let told = call(&extract).unwrap();
     assert!(told.contains("2 modules, maximum rank 4") && told.contains("5 differing tensors left out"), "{told}");
     assert!(call(&extract).unwrap_err().contains("exists"));
-    // What was extracted knows its base.
+    // The manifest of an extracted adapter names its base.
     assert!(call(&["adapter", "fold", path(&base), path(&back), "--out", path(&folder.path().join("again"))]).is_ok());
     let wrong = call(&["adapter", "fold", path(&model), path(&back), "--out", path(&folder.path().join("no"))]);
     assert!(wrong.unwrap_err().contains("another base"));
 }
 
-/// This test binary run again is what is killed.
+/// The process to kill is this test binary, started again.
 const CHILD: &str = "CL_ADAPTER_TEST_CHILD";
 
 fn dirs(folder: &Path) -> Vec<PathBuf> {

@@ -1,4 +1,4 @@
-//! What any merge of adapters obeys, whatever its method.
+//! Properties that hold for merges of adapters with any method.
 
 use std::path::{Path, PathBuf};
 
@@ -11,8 +11,8 @@ use cl_merge::{Profile, Trimmed};
 use super::{by, combined, deltas, distance, farthest, fixture, fixtures, lora, mixed, norm, weighted_sum, write};
 use crate::models::Llama;
 
-/// Methods that give a lone update back. Spectra are flattened by iso_c and iso_cts, consensus needs two who agree, and
-/// model_stock and nuslerp take two.
+/// Methods that return a single update unchanged. iso_c and iso_cts flatten the spectrum, consensus needs two tasks
+/// that agree, and model_stock and nuslerp need two models.
 const IDENTITIES: [&str; 16] = [
     "cat",
     "linear",
@@ -40,7 +40,7 @@ fn one_adapter_with_weight_one_stays_what_it_is() {
             let base = Some(fixture("untied"));
             let (_folder, out, report) = combined(&[fixture(name)], &CombineOptions { base, ..by(method) });
             let worst = farthest(&deltas(&out), &expected);
-            // Updates and factors are f32; a cut goes through squares, in f64, of both.
+            // Updates and factors are in f32; a truncation uses the squares of both, in f64.
             assert!(worst < 2e-6, "{name} {method}: {worst:e}");
             assert!(
                 report.total.relative_error < 2e-6 && report.total.energy > 0.999_999,
@@ -71,13 +71,13 @@ fn cat_and_linear_are_exact_for_any_mix() {
         assert!(report.total.relative_error < 2e-7, "{method} {rank:?} {:e}", report.total.relative_error);
         let adapter = Adapter::open(&out).unwrap();
         let ranks: Vec<usize> = adapter.modules().iter().map(|m| m.rank()).collect();
-        // Sums of ranks: 3 + 5, 3 + 4 + 2, 4, 2 in the order of names.
+        // The sums of ranks are 3 + 5, 3 + 4 + 2, 4 and 2, in the order of names.
         assert_eq!(ranks, [8, 9, 4, 2], "{method}");
         assert!(adapter.modules().iter().all(|m| adapter.config().scaling(&m.name) == 1.0));
     }
 }
 
-/// What is cut off is what the singular values say, and it is said.
+/// The truncation error agrees with the singular values, and is reported correctly.
 #[test]
 fn a_rank_loses_what_it_has_to_and_the_report_says_how_much() {
     let folder = tempfile::tempdir().unwrap();
@@ -111,12 +111,12 @@ fn files(dir: &Path) -> [Vec<u8>; 3] {
         .map(|name| std::fs::read(dir.join(name)).unwrap())
 }
 
-/// All others, too.
+/// Returns all methods, including those not in [`IDENTITIES`].
 fn all() -> impl Iterator<Item = &'static str> {
     IDENTITIES.into_iter().chain(["iso_c", "iso_cts", "consensus", "multislerp", "model_stock", "ram", "ramplus_tl"])
 }
 
-/// Also at little memory, where entries are computed whenever they are read.
+/// Results do not depend on the memory limit: with little memory, entries are computed on each read.
 #[test]
 fn neither_order_nor_threads_nor_memory_change_a_byte() {
     let folder = tempfile::tempdir().unwrap();
@@ -141,7 +141,7 @@ fn neither_order_nor_threads_nor_memory_change_a_byte() {
     }
 }
 
-/// Masks are those of a merge of models: they follow from seed, tensor and adapter.
+/// Masks are those of a merge of models: they depend only on seed, tensor and adapter.
 #[test]
 fn another_seed_draws_other_masks() {
     let folder = tempfile::tempdir().unwrap();
@@ -151,10 +151,10 @@ fn another_seed_draws_other_masks() {
     assert!(of(1) == of(1) && of(1) != of(2));
 }
 
-/// Without names the directories as given key the masks, so that the same adapters elsewhere give other bytes.
+/// Without names, masks depend on the directories as given, so the same adapters in other directories give other bytes.
 #[test]
 fn with_names_it_does_not_matter_where_adapters_are() {
-    // Factors apart want equal ranks.
+    // Merging factors separately requires equal ranks.
     for (space, other) in [(Space::Delta, "rslora"), (Space::Factors, "plain")] {
         names_decide(space, other);
     }
@@ -163,7 +163,7 @@ fn with_names_it_does_not_matter_where_adapters_are() {
 fn names_decide(space: Space, other: &str) {
     let (here, there) = (tempfile::tempdir().unwrap(), tempfile::tempdir().unwrap());
     let place = |root: &Path, parts: [&str; 2]| {
-        // The order of the directories is not that of the names.
+        // The order of the directories differs from that of the names.
         parts.map(|part| {
             let dir = root.join(part);
             let source = fixture(if part.contains('p') { "plain" } else { other });
@@ -195,7 +195,7 @@ fn names_decide(space: Space, other: &str) {
     assert!(message.contains("names: expected one for each of 2 adapters, got 1"), "{message}");
 }
 
-/// In a space of one module of one column and a rank of one with A = 1, factors are vectors: the example of four entries.
+/// For one module with one column, rank one and A = 1, factors are vectors: the example of four entries.
 #[test]
 fn ties_of_four_entries() {
     let folder = tempfile::tempdir().unwrap();
@@ -221,7 +221,7 @@ fn ties_of_four_entries() {
     assert!(distance(&got["w"], &[-3.0, 2.0, 0.0, 2.0]) < 1e-6, "{:?}", got["w"]);
 }
 
-/// The papers' TIES trims the whole adapter: a module whose entries are all small keeps none.
+/// The papers' TIES trims the whole adapter: a module with only small entries keeps none.
 #[test]
 fn a_trim_of_the_whole_adapter_compares_modules() {
     let folder = tempfile::tempdir().unwrap();
@@ -239,7 +239,7 @@ fn a_trim_of_the_whole_adapter_compares_modules() {
     assert!(small > 0.0 && none == 0.0 && large > 0.0, "{small} {none} {large}");
 }
 
-/// A zero weight takes an adapter out; a sum of nothing is an adapter of zeros.
+/// A weight of zero excludes an adapter, and a sum without terms is an adapter of zeros.
 #[test]
 fn nothing_is_an_adapter_too() {
     let dirs = fixtures(&["plain", "other"]);
@@ -252,7 +252,7 @@ fn nothing_is_an_adapter_too() {
     assert_eq!((report.total.energy, report.total.relative_error), (1.0, 0.0));
 }
 
-/// Output types are rounded to once, and the report counts that.
+/// Values are rounded once to the output dtype, and the report includes the error.
 #[test]
 fn narrow_types_are_in_the_reported_error() {
     let dirs = fixtures(&["plain", "other"]);
@@ -270,12 +270,12 @@ fn narrow_types_are_in_the_reported_error() {
     }
 }
 
-/// Names of modules that could be taken for others' as expressions.
+/// Module names that, as regular expressions, also match other modules.
 #[test]
 fn patterns_name_their_modules_alone() {
     let folder = tempfile::tempdir().unwrap();
     let dirs: Vec<PathBuf> = ["a", "b", "c"].iter().map(|name| folder.path().join(name)).collect();
-    // `q` matches the end of `x.q` too, and its dot anything.
+    // `q` also matches the end of `x.q`, and the dot of `x.q` matches any character.
     write(&dirs[0], &lora(1, 1.0), &[("q", 6, 6), ("x.q", 6, 6)], 1);
     write(&dirs[1], &lora(2, 2.0), &[("q", 6, 6)], 2);
     write(&dirs[2], &lora(3, 2.0), &[("x.q", 6, 6), ("x.v", 6, 6), ("y.v", 6, 6), ("z.v", 6, 6)], 2);
@@ -289,7 +289,7 @@ fn patterns_name_their_modules_alone() {
     assert!(farthest(&deltas(&out), &weighted_sum(&dirs, &[1.0; 3])) < 1e-6);
 }
 
-/// Targets are what PEFT needs to adapt these modules and no others.
+/// Target modules are such that PEFT adapts exactly these modules.
 #[test]
 fn targets_are_those_agreed_on_or_whole_names_or_exact_last_parts() {
     let targets = |dirs: &[PathBuf], base: Option<PathBuf>| {
@@ -333,7 +333,8 @@ fn folding_a_combination_is_folding_its_parts() {
     assert!(bytes(&parts) == bytes(&fold("backwards", &backwards, vec![-0.25, 1.0, 0.5], 2)));
 }
 
-/// In bf16 the sum of three is rounded once; one after another it is rounded three times, and the report says what that costs.
+/// In bf16, the sum of three adapters is rounded once; folding one after another rounds three times, and the report
+/// contains the difference.
 #[test]
 fn drift_is_what_folding_one_after_another_differs_by() {
     let folder = tempfile::tempdir().unwrap();
@@ -368,14 +369,14 @@ fn drift_is_what_folding_one_after_another_differs_by() {
     assert!(total.differing > 0 && total.elements == 512 && drift.modules.len() == 1);
     assert!(0.0 < total.once && total.once < total.repeated, "{total:?}");
     assert!(report.max_rounding_error > 0.0);
-    // Everything else is as it was, byte for byte.
+    // Everything else is unchanged, byte for byte.
     let after = Checkpoint::open(&folder.path().join("once")).unwrap();
     for other in base.names().into_iter().filter(|n| *n != name) {
         assert!(base.bytes(other).unwrap() == after.bytes(other).unwrap(), "{other}");
     }
 }
 
-/// A model that an adapter was folded into gives the adapter back, up to the model's own rounding.
+/// Extraction from a model into which an adapter was folded returns the adapter, up to the model's rounding.
 #[test]
 fn what_was_folded_can_be_extracted() {
     let folder = tempfile::tempdir().unwrap();
@@ -400,7 +401,7 @@ fn what_was_folded_can_be_extracted() {
         };
         assert_eq!(kinds(&out), kinds(&fixture(name)));
     }
-    // Without the tables as targets these are left out, and named.
+    // Embeddings that are not among the targets are left out and reported.
     let tuned = folder.path().join("embedding-model");
     let report = extract(&base, &tuned, &folder.path().join("rest"), &ExtractOptions::default()).unwrap();
     assert_eq!(report.untouched.len(), 1);
@@ -415,7 +416,7 @@ fn what_was_folded_can_be_extracted() {
     assert!(bytes(1) == bytes(3));
 }
 
-/// With full rank and the other modules in full, an adapter of a fully fine-tuned model gives the model back.
+/// With full rank and all other modules stored in full, extraction and folding reproduce a fully fine-tuned model.
 #[test]
 fn a_fully_tuned_model_is_its_base_and_an_adapter() {
     for tied in [false, true] {
@@ -437,7 +438,7 @@ fn a_fully_tuned_model_is_its_base_and_an_adapter() {
         let folded = Checkpoint::open(&model).unwrap();
         assert_eq!(folded.names(), tuned.names());
         for name in tuned.names() {
-            // Updates are exact to f32, so they are rounded to the same bf16.
+            // Updates are accurate to f32, so they round to the same bf16 values.
             assert!(folded.bytes(name).unwrap() == tuned.bytes(name).unwrap(), "{name}");
         }
     }
@@ -473,7 +474,7 @@ fn descriptions_and_comparisons_agree_with_dense_updates() {
     assert!(overlap(&[1.0, 0.0, 1.0], &[0.0, 2.0], 2).is_err() && overlap(&[f32::NAN, 0.0], &[0.0, 2.0], 2).is_err());
 }
 
-/// What the manifest says: which adapters, of which content.
+/// The manifest records the adapters and the hashes of their contents.
 #[test]
 fn outputs_say_where_they_come_from() {
     let dirs = fixtures(&["plain", "other"]);

@@ -1,4 +1,4 @@
-//! Adapters: parity with PEFT, laws that any merge obeys, problems, and the commands.
+//! Adapters: parity with PEFT, properties that hold for any merge, problems, and the commands.
 
 mod beside;
 #[cfg(feature = "cli")]
@@ -17,7 +17,7 @@ use cl_checkpoint::{
 use cl_merge::Stream;
 use cl_merge::adapter::{CombineOptions, CombineReport, combine};
 
-/// A folder of `make_adapters.py`.
+/// Returns a folder written by `make_adapters.py`.
 fn fixture(name: &str) -> PathBuf {
     super::fixtures().join("adapters").join(name)
 }
@@ -28,7 +28,7 @@ fn fixtures(names: &[&str]) -> Vec<PathBuf> {
 
 type Deltas = BTreeMap<String, Vec<f64>>;
 
-/// `ΔW` of every module in f64, entry by entry from the definition, in the layout of the weight.
+/// Returns `ΔW` of every module in f64, computed entry by entry from the definition, in the layout of the weight.
 fn deltas(dir: &Path) -> Deltas {
     let adapter = Adapter::open(dir).unwrap();
     let load = |name: &str| convert::to_f32(adapter.info(name).unwrap().dtype, adapter.bytes(name).unwrap()).unwrap();
@@ -49,7 +49,7 @@ fn deltas(dir: &Path) -> Deltas {
     adapter.modules().into_iter().map(delta).collect()
 }
 
-/// `Σ weight · ΔW`, of the modules of any.
+/// Returns `Σ weight · ΔW` for the modules of all adapters.
 fn weighted_sum(dirs: &[PathBuf], weights: &[f64]) -> Deltas {
     let mut sum = Deltas::new();
     for (dir, weight) in dirs.iter().zip(weights) {
@@ -69,7 +69,7 @@ fn distance(a: &[f64], b: &[f64]) -> f64 {
     norm(&a.iter().zip(b).map(|(x, y)| x - y).collect::<Vec<f64>>())
 }
 
-/// Largest relative distance of a module; both have to have the same modules.
+/// Returns the largest relative distance of a module. Both must have the same modules.
 #[track_caller]
 fn farthest(got: &Deltas, expected: &Deltas) -> f64 {
     assert_eq!(got.keys().collect::<Vec<_>>(), expected.keys().collect::<Vec<_>>());
@@ -77,7 +77,7 @@ fn farthest(got: &Deltas, expected: &Deltas) -> f64 {
     expected.keys().map(relative).fold(0.0, f64::max)
 }
 
-/// Combines into a folder of its own.
+/// Combines adapters into a temporary folder.
 fn combined(dirs: &[PathBuf], options: &CombineOptions) -> (tempfile::TempDir, PathBuf, CombineReport) {
     let folder = tempfile::tempdir().unwrap();
     let out = folder.path().join("out");
@@ -85,7 +85,8 @@ fn combined(dirs: &[PathBuf], options: &CombineOptions) -> (tempfile::TempDir, P
     (folder, out, report)
 }
 
-/// Options for a method, with the trim that adapters of one module and of several share.
+/// Returns options for a method, with the trim scope at which adapters of one and of several modules give the same
+/// result.
 fn by(method: &str) -> CombineOptions {
     let mut options = CombineOptions { method: method.to_owned(), ..CombineOptions::default() };
     if method == "ties" {
@@ -94,15 +95,15 @@ fn by(method: &str) -> CombineOptions {
     options
 }
 
-/// Random values of a size up to one.
+/// Returns random values with absolute values up to one.
 fn random(n: usize, seed: u64, key: &str) -> Vec<f32> {
     let mut words = vec![0u16; n];
     Stream::new(seed, key, "test adapter").fill(0, &mut words);
     words.iter().map(|&w| f32::from(w) / 32_768.0 - 1.0).collect()
 }
 
-/// Writes an adapter of random factors for linear modules `(name, rows, columns)`; `change` may alter a value by tensor and
-/// flat index.
+/// Writes an adapter with random factors for linear modules `(name, rows, columns)`. `change` can modify a value, given
+/// its tensor and flat index.
 fn write_with(
     dir: &Path,
     config: &AdapterConfig,
@@ -133,7 +134,7 @@ fn lora(r: usize, alpha: f64) -> AdapterConfig {
     AdapterConfig { r, lora_alpha: alpha, ..AdapterConfig::default() }
 }
 
-/// Adapters of different ranks, scalings and targets.
+/// Writes adapters with different ranks, scalings and targets.
 fn mixed(folder: &Path) -> Vec<PathBuf> {
     let dirs: Vec<PathBuf> = ["c", "a", "b"].iter().map(|name| folder.join(name)).collect();
     write(&dirs[0], &lora(3, 6.0), &[("m.0.q", 20, 30), ("m.0.k", 10, 30)], 1);

@@ -1,4 +1,4 @@
-//! `model+adapter` in a merge: the same bytes as folding first and merging then, with nothing written between.
+//! `model+adapter` in a merge gives the same bytes as folding and then merging, without an intermediate model.
 
 use std::fs;
 use std::path::Path;
@@ -27,7 +27,8 @@ fn assert_same(a: &Checkpoint, b: &Checkpoint, what: &str) {
     assert_eq!(a.config(), b.config(), "{what}");
 }
 
-/// Every adapter that PEFT wrote: factors, DoRA, embeddings and heads tied or not, modules and rows trained whole, added tokens.
+/// All kinds of adapters that PEFT wrote: factors, DoRA, tied and untied embeddings and heads, fully trained modules,
+/// trained rows, added tokens.
 #[test]
 fn every_kind_of_adapter() {
     let text = fs::read_to_string(fixture("cases.json")).unwrap();
@@ -54,7 +55,7 @@ fn every_kind_of_adapter() {
     assert!(compared >= 15, "{compared}");
 }
 
-/// Matrices of several blocks, by a method that goes over them more than once, as one of several models and as the base.
+/// Matrices of several blocks, with a method that reads them more than once, as one of several models and as the base.
 #[test]
 fn large_matrices_and_any_number_of_threads() {
     let folder = tempfile::tempdir().unwrap();
@@ -88,7 +89,8 @@ fn large_matrices_and_any_number_of_threads() {
     }
 }
 
-/// The output names both; an adapter that changes is noticed by the next run of stages, and neither may be the output.
+/// The output names model and adapter as sources, stages run again if the adapter has changed, and neither can be the
+/// output directory.
 #[test]
 fn provenance_stages_and_problems() {
     let folder = tempfile::tempdir().unwrap();
@@ -114,14 +116,14 @@ fn provenance_stages_and_problems() {
         let error = run_file(&file, input, &MergeOptions { overwrite: true, ..options.clone() }, &|_| ()).unwrap_err();
         assert!(!matches!(error, Error::Problems(_)) && Adapter::open(&place("adapter")).is_ok(), "{error}");
     }
-    // A stage may carry an adapter, too.
+    // A stage's result can have an adapter, too.
     let staged = format!(
         "[[stage]]\nname = \"pair\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = {base:?}\n[[stage.models]]\nmodel = {:?}\n\
          [[stage]]\nmethod = \"passthrough\"\n[[stage.models]]\nmodel = \"pair+{adapter}\"\n",
         models[0]
     );
     run_file(&MergeFile::from_toml(&staged).unwrap(), &place("staged"), &options, &|_| ()).unwrap();
-    // What does not fit is said as folding says it.
+    // Incompatible adapters are reported as by folding.
     let problem = |model: &str| {
         let text = format!("method = \"passthrough\"\n[[models]]\nmodel = {model:?}\n");
         Plan::new(&MergeFile::from_toml(&text).unwrap().stages[0]).err().unwrap().to_string()

@@ -1,4 +1,4 @@
-//! Beside PEFT 0.21.2; `make_adapters.py` made the files.
+//! Parity with PEFT 0.21.2, with files written by `make_adapters.py`.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,8 @@ fn f32s(file: &SafetensorsFile, name: &str) -> Vec<f32> {
     convert::to_f32(file.info(name).unwrap().dtype, file.bytes(name).unwrap()).unwrap()
 }
 
-/// Plain, rsLoRA, patterns, DoRA, embeddings, heads, tied or not, and what is trained beside factors. Both round sums of a few products near 1 to f32.
+/// Plain adapters, rsLoRA, patterns, DoRA, embeddings, tied and untied heads, and tensors trained in addition to
+/// factors. Both sides round sums of a few products near 1 to f32.
 #[test]
 fn folding_gives_the_weights_that_peft_merges() {
     let cases = cases("fold");
@@ -37,7 +38,7 @@ fn folding_gives_the_weights_that_peft_merges() {
         let report = fold_with(&base, &adapters, &out, Manifest::new("model"), &FoldOptions::default()).unwrap();
         let ours = Checkpoint::open(&out).unwrap();
         let theirs = SafetensorsFile::open(&fixture(&format!("fold/{case}.safetensors"))).unwrap();
-        // PEFT's tensors have a head in any case.
+        // PEFT's tensors always include a head.
         let as_one = ["base_as_one", "base_tokens"].contains(&case.as_str());
         let untied = about["base"] == "base" && !as_one;
         assert_eq!((report.untied, ours.config()["tie_word_embeddings"].as_bool()), (untied, Some(as_one)), "{case}");
@@ -65,7 +66,7 @@ fn options(about: &Value) -> CombineOptions {
         None => (kind, Space::Factors),
     };
     let mut options = CombineOptions {
-        // Where tables are adapted, PEFT stores the base's beside the factors.
+        // For adapted tables, PEFT stores the base's in addition to the factors.
         base: Some(fixture("untied")),
         space,
         weights: about["weights"].as_array().unwrap().iter().map(|w| w.as_f64().unwrap()).collect(),
@@ -79,7 +80,7 @@ fn options(about: &Value) -> CombineOptions {
     options
 }
 
-/// `ΔW` of PEFT's new adapter.
+/// Returns `ΔW` of the adapter that PEFT created.
 fn theirs(case: &str) -> Deltas {
     let file = SafetensorsFile::open(&fixture(&format!("combine/{case}.safetensors"))).unwrap();
     let module = |name: &str| name.strip_suffix(".delta").map(str::to_owned);
@@ -88,9 +89,10 @@ fn theirs(case: &str) -> Deltas {
     names.into_iter().map(|(m, name)| (m, f32s(&file, &name).into_iter().map(f64::from).collect())).collect()
 }
 
-/// Everything that is no matter of chance: on factors, and on updates cut to a rank.
+/// All methods without random masks, on factors and on truncated updates.
 ///
-/// PEFT sums in f32. Its SVD is of f32 matrices, so a cut of one is only known to about 1e-6 of its largest singular value.
+/// PEFT sums in f32. Its SVD is of f32 matrices, so a truncation is only accurate to about 1e-6 of the largest singular
+/// value.
 #[test]
 fn combining_gives_what_add_weighted_adapter_gives() {
     let mut compared = 0;
@@ -105,8 +107,8 @@ fn combining_gives_what_add_weighted_adapter_gives() {
     assert_eq!(compared, 11);
 }
 
-/// Masks differ, so every entry of both has to be what some choice of masks gives. Probabilities are rounded to 1/65536 here,
-/// and the rescale with them, which is 1e-5 of values of about 1.
+/// Random masks differ, so every entry of both results must be possible for some choice of masks. Here, probabilities
+/// are rounded to 1/65536, and the rescaling with them, which is 1e-5 for values of about 1.
 #[test]
 fn dare_on_factors_gives_entries_that_some_mask_gives() {
     for (case, about) in cases("combine").iter().filter(|(case, _)| case.starts_with("dare")) {
@@ -158,7 +160,7 @@ fn dare_on_factors_gives_entries_that_some_mask_gives() {
     }
 }
 
-/// The paper's profile is PEFT as it was: a density of 0.2, and no rescale.
+/// The paper's profile reproduces PEFT's original behavior: a density of 0.2, and no rescaling.
 #[test]
 fn the_paper_s_profile_leaves_the_rescale_out() {
     let dirs = fixtures(&["plain", "other"]);
@@ -166,7 +168,7 @@ fn the_paper_s_profile_leaves_the_rescale_out() {
         let options = |profile, density| CombineOptions { profile, density, space, rank: None, ..by("dare_linear") };
         let deltas = |profile, density| deltas(&combined(&dirs, &options(profile, density)).1);
         let (paper, method) = (deltas(Profile::Paper, vec![]), deltas(Profile::Method, vec![0.2]));
-        // Both factors are divided by the density where A and B are apart.
+        // In the space of factors, both factors are divided by the density.
         let factor = if space == Space::Delta { 5.0 } else { 25.0 };
         let mut kept = 0;
         for (module, values) in &paper {

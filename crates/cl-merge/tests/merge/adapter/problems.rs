@@ -1,4 +1,4 @@
-//! Everything that is refused, and what is said of it.
+//! Problems with adapters, and their messages.
 
 use std::path::{Path, PathBuf};
 
@@ -63,7 +63,7 @@ fn options_that_make_no_sense() {
     refused(&dirs, &with("sce", |o| o.weights = vec![1.0, 2.0]), &["has no parameter `weight`"]);
     refused(&dirs, &with("della", |o| o.density = vec![0.05]), &["epsilon"]);
     refused(&dirs, &with("ties", |o| o.memory = 1 << 20), &["MiB of memory are not enough", "allow"]);
-    // All at once.
+    // All problems are reported at once.
     let both = with("ties", |o| (o.weights, o.density, o.rank) = (vec![1.0], vec![0.0], Some(0)));
     refused(&dirs, &both, &["weights:", "density is 0", "rank is 0", "3 problems"]);
 }
@@ -114,7 +114,7 @@ fn modules_that_the_base_does_not_have() {
     refused(&fixtures(&["plain"]), &with("linear", |o| o.base = Some("nowhere".into())), &["nowhere: not found"]);
 }
 
-/// Weights beside the factors have to be copies of the base's, and without a base nobody knows.
+/// Weights stored in addition to the factors must be copies of the base's, which cannot be checked without the base.
 #[test]
 fn whole_weights_are_taken_as_copies_only() {
     refused(&fixtures(&["head"]), &by("linear"), &["holds the whole weight", "name the base"]);
