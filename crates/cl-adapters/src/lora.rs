@@ -81,10 +81,6 @@ impl Lora {
         lora.bias = bias(adapter, layer)?;
         let module = adapter.modules().into_iter().find(|m| m.name == layer.name);
         if let Some(name) = module.and_then(|module| adapter.magnitude(module)) {
-            if layer.name == "lm_head" {
-                let (path, module) = (adapter.dir().to_owned(), layer.name.clone());
-                return Err(AdapterError::DoraOutside { path, module });
-            }
             let vector = load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.flatten(0, -1);
             lora.magnitude = Some(Magnitude::new(&layer.weight, &lora, Some(vector)));
         }
@@ -142,6 +138,7 @@ fn read(
     dropout: f64,
 ) -> Result<Lora, AdapterError> {
     let module = find(adapter, name, kind)?;
+    check_dora(adapter, module)?;
     if module.weight_shape() != shape.map(|d| d as usize) {
         let [output, input] = shape;
         let (output, input) = if kind == LayerKind::Linear { (output, input) } else { (input, output) };
@@ -170,6 +167,18 @@ fn bias(adapter: &Adapter, layer: &Linear) -> Result<Option<Tensor>, AdapterErro
         return Err(AdapterError::Whole { path: adapter.dir().to_owned(), tensor: name, problem });
     }
     Ok(Some(load_tensor(adapter, &name, Kind::Float, layer.weight.device())?.set_requires_grad(true)))
+}
+
+/// Checks that a module of an adapter with DoRA is a linear layer of a block, not the embedding or the output head.
+///
+/// # Errors
+/// [`AdapterError::DoraOutside`].
+pub fn check_dora(adapter: &Adapter, module: &AdapterModule) -> Result<(), AdapterError> {
+    if module.dora && (module.kind == LayerKind::Embedding || module.name == "lm_head") {
+        let (path, module) = (adapter.dir().to_owned(), module.name.clone());
+        return Err(AdapterError::DoraOutside { path, module });
+    }
+    Ok(())
 }
 
 fn find<'a>(adapter: &'a Adapter, name: &str, kind: LayerKind) -> Result<&'a AdapterModule, AdapterError> {

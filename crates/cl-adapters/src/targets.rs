@@ -51,9 +51,10 @@ impl Targets {
     }
 }
 
-/// Whether a layer is a mixture's router, which is not a linear layer in Transformers and PEFT.
-fn is_router(name: &str) -> bool {
-    name.ends_with(".block_sparse_moe.gate") || name.ends_with(".mlp.gate")
+/// Whether a layer is the router of a mixture of experts: Mixtral's, Qwen2-MoE's, or that of a mixture of this project.
+/// Routers are not linear layers in Transformers and PEFT.
+pub fn is_router(name: &str) -> bool {
+    [".block_sparse_moe.gate", ".mlp.gate", ".router"].iter().any(|end| name.ends_with(end))
 }
 
 fn last_parts(names: &[&str]) -> Vec<String> {
@@ -84,15 +85,11 @@ mod tests {
 
     #[test]
     fn all_linear_leaves_routers_out() {
-        let layers = [
-            "model.layers.0.mlp.gate",
-            "model.layers.0.mlp.experts.0.gate_proj",
-            "model.layers.0.block_sparse_moe.gate",
-        ];
+        let layers = ["a.mlp.gate", "a.mlp.experts.0.gate_proj", "a.block_sparse_moe.gate", "a.mlp.router"];
         let targets = Targets::new(&TargetModules::default(), &layers).unwrap();
-        assert_eq!(layers.map(|name| targets.contains(name)), [false, true, false]);
+        assert_eq!(layers.map(|name| targets.contains(name)), [false, true, false, false]);
         let named = Targets::new(&TargetModules::Names(vec!["gate".into()]), &layers).unwrap();
-        assert_eq!(layers.map(|name| named.contains(name)), [true, false, true]);
+        assert_eq!(layers.map(|name| named.contains(name)), [true, false, true, false]);
     }
 
     #[test]

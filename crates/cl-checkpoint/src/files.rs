@@ -11,7 +11,7 @@ use std::time::SystemTime;
 
 use crate::Error;
 use crate::parser_message::lists_choices;
-pub use crate::parser_message::{in_plain_words, of_json_line, of_yaml};
+pub use crate::parser_message::{in_plain_words, of_json_line, of_yaml, similar};
 use crate::platform::{FileId, special_file, sync_directory, temporary_files};
 
 /// Maximum size in bytes of a configuration: `config.json`, `adapter_config.json`, and TOML and YAML files of the

@@ -18,6 +18,10 @@ use crate::source::{TensorInfo, byte_len};
 /// Maximum size of a header, from the specification.
 pub(crate) const MAX_HEADER: u64 = 100_000_000;
 
+/// Start of a Git LFS pointer
+/// (<https://github.com/git-lfs/git-lfs/blob/main/docs/spec.md>).
+const LFS_POINTER: &[u8] = b"version https://git-lfs.github.com/spec/";
+
 pub(crate) struct Header {
     pub(crate) tensors: BTreeMap<String, (TensorInfo, Range<usize>)>,
     pub(crate) metadata: BTreeMap<String, String>,
@@ -42,6 +46,9 @@ pub(crate) fn parse(path: &Path, file: &[u8]) -> Result<Header, Error> {
     let length = u64::from_le_bytes(length.try_into().expect("eight bytes"));
     let room = file.len() as u64 - 8;
     if length > room || length > MAX_HEADER {
+        if file.starts_with(LFS_POINTER) {
+            return Err(wrong(HeaderProblem::LfsPointer));
+        }
         return Err(wrong(HeaderProblem::Length { declared: length, available: room, limit: MAX_HEADER }));
     }
     let (text, data) = file[8..].split_at(length as usize);

@@ -143,7 +143,7 @@ fn cut(text: &str) -> String {
 }
 
 /// Returns the choice with the smallest edit distance to `name`, if at most a third of its letters differ.
-fn similar<'a>(name: &str, choices: &[&'a str]) -> Option<&'a str> {
+pub fn similar<'a>(name: &str, choices: &[&'a str]) -> Option<&'a str> {
     let name: String = name.chars().take(LONGEST).collect();
     let most = (name.chars().count() / 3).max(1);
     let distances = choices.iter().map(|choice| (strsim::osa_distance(&name, choice), *choice));

@@ -72,6 +72,27 @@ pub trait TensorSource: Sync {
         out.copy_from_slice(part.ok_or_else(|| outside(Path::new(""), name, offset, out.len(), bytes.len()))?);
         Ok(())
     }
+
+    /// Returns whether two tensors have the same dtype, shape and bytes; `false` if one of them does not exist. Reads
+    /// both in pieces.
+    ///
+    /// # Errors
+    /// Returns the errors of [`TensorSource::read`].
+    fn same_bytes(&self, a: &str, b: &str) -> Result<bool, Error> {
+        const PIECE: usize = 1 << 20;
+        let (Some(info), true) = (self.info(a), self.info(a) == self.info(b)) else { return Ok(false) };
+        let (length, mut pieces) = (info.byte_len(), [vec![0; PIECE], vec![0; PIECE]]);
+        for offset in (0..length).step_by(PIECE) {
+            let some = PIECE.min(length - offset);
+            for (name, piece) in [a, b].into_iter().zip(&mut pieces) {
+                self.read(name, offset, &mut piece[..some])?;
+            }
+            if pieces[0][..some] != pieces[1][..some] {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
 }
 
 /// Returns the error for a range that exceeds its tensor.

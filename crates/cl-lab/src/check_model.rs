@@ -119,9 +119,11 @@ fn check_targets(base: &Checkpoint, lora: &LoraConfig) -> Result<(), AdapterErro
 fn check_whole(base: &Checkpoint, lora: &LoraConfig, adapted: &[&str]) -> Result<(), AdapterError> {
     let shape = |name: &str| base.info(name).map_or(Vec::new(), |i| i.shape.iter().map(|&d| d as i64).collect());
     let mut shapes: Vec<(&str, Vec<i64>)> = base.names().into_iter().map(|name| (name, shape(name))).collect();
-    let tied = base.info("lm_head.weight").is_none() || base.config().get("tie_word_embeddings") == Some(&true.into());
-    if base.info("lm_head.weight").is_none() {
-        shapes.push(("lm_head.weight", shape("model.embed_tokens.weight")));
+    let (head, table) = ("lm_head.weight", "model.embed_tokens.weight");
+    let said = base.config().get("tie_word_embeddings") == Some(&true.into());
+    let tied = base.info(head).is_none() || (said && base.same_bytes(head, table).unwrap_or(true));
+    if base.info(head).is_none() {
+        shapes.push((head, shape(table)));
     }
     let tensors: Vec<(&str, &[i64])> = shapes.iter().map(|(name, shape)| (*name, shape.as_slice())).collect();
     let plan = lora.whole_plan(&tensors, adapted, tied)?;

@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use cl_adapters::AdapterError;
+use cl_adapters::{AdapterError, check_dora};
 use cl_checkpoint::files::FileStamp;
 use cl_checkpoint::{Adapter, Checkpoint, LayerKind, Manifest, ManifestProblem, TensorSource};
 use cl_data::Tokenizer;
@@ -43,9 +43,7 @@ pub(crate) fn check_fits(base: &Checkpoint, adapter: &Adapter) -> Result<(), Lab
             let (output, input) = if embedding { (columns as i64, rows as i64) } else { (rows as i64, columns as i64) };
             return Err(AdapterError::Shape { path, module: name, input, output, a, b }.into());
         }
-        if module.dora && (embedding || name == "lm_head") {
-            return Err(AdapterError::DoraOutside { path, module: name }.into());
-        }
+        check_dora(adapter, module)?;
     }
     Ok(())
 }

@@ -536,17 +536,13 @@ impl Decoder {
         let layers = self.adaptable();
         let fits =
             |m: &&cl_checkpoint::AdapterModule| layers.iter().any(|(name, kind, _)| *name == m.name && *kind == m.kind);
-        let modules = adapter.modules();
-        if let Some(unknown) = modules.iter().find(|m| !fits(m)) {
-            let (path, module) = (adapter.dir().to_owned(), unknown.name.clone());
-            return Err(AdapterError::UnknownModule { path, module }.into());
+        match adapter.modules().into_iter().find(|m| !fits(m)) {
+            None => Ok(()),
+            Some(unknown) => {
+                let (path, module) = (adapter.dir().to_owned(), unknown.name.clone());
+                Err(AdapterError::UnknownModule { path, module }.into())
+            }
         }
-        let outside = |m: &&&cl_checkpoint::AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
-        if let Some(module) = modules.iter().filter(|m| m.dora).find(outside) {
-            let (path, module) = (adapter.dir().to_owned(), module.name.clone());
-            return Err(AdapterError::DoraOutside { path, module }.into());
-        }
-        Ok(())
     }
 
     /// All weights of the base model that are not quantized, by their names in the checkpoint, including those that an

@@ -1,4 +1,4 @@
-use cl_adapters::{Linear, Mode, RouterRecorder, top_k};
+use cl_adapters::{Linear, Mode, RouterRecorder, is_router, top_k};
 use cl_torch::tch::{Device, Kind, Tensor};
 
 /// Settings and router decisions that all layers of a forward pass share.
@@ -67,7 +67,7 @@ pub(crate) struct Router {
 
 /// Returns whether a tensor of a checkpoint is the weight of a router; these are kept in f32.
 pub(crate) fn is_router_weight(name: &str) -> bool {
-    [".block_sparse_moe.gate.weight", ".mlp.gate.weight", ".router.weight"].iter().any(|end| name.ends_with(end))
+    name.strip_suffix(".weight").is_some_and(is_router)
 }
 
 /// The experts selected for each token, and their weights.

@@ -147,7 +147,7 @@ fn the_head_of_a_tied_model_is_used_only_if_it_differs_from_the_embedding() {
     let heads = [
         (None, false),
         (Some((Dtype::F32, bytes(table, Dtype::F32))), false),
-        // bf16 does not hold all bits of these values.
+        // A copy in another dtype is a tensor of its own.
         (Some((Dtype::BF16, bytes(table, Dtype::BF16))), true),
         (Some((Dtype::F32, bytes("lm_head.weight", Dtype::F32))), true),
     ];

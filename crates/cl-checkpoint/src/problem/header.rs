@@ -11,6 +11,9 @@ pub enum HeaderProblem {
         /// Size of the file.
         bytes: usize,
     },
+    /// The file is the pointer that Git leaves in place of a file if Git LFS is not installed.
+    #[error("is a Git LFS pointer instead of weights; run `git lfs pull` in its directory")]
+    LfsPointer,
     /// The header would be longer than the file, or than the format allows.
     #[error(
         "the header claims {declared} bytes, the file has {available} after its first 8 (a header may have {limit}); \

@@ -52,6 +52,11 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
         ),
         ("a gap before", safetensors(f32s("[4,8]"), &[0; 8]), vec![w, "leaves a gap"]),
         ("a gap between", safetensors(two("[0,4]", "[5,9]"), &[0; 9]), vec![w, "leaves a gap after v"]),
+        (
+            "a Git LFS pointer",
+            b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n".to_vec(),
+            vec!["Git LFS pointer", "git lfs pull"],
+        ),
         ("trailing bytes", safetensors(f32s("[0,4]"), &[0; 5]), vec!["byte 4 of 5", "trailing bytes"]),
         ("bytes of no tensor", safetensors("{}", &[0; 1]), vec!["byte 0 of 1"]),
         ("data cut off", safetensors(f32s("[0,4]"), &[0; 3]), vec![w, "[0, 4] lie outside the file's 3 bytes"]),

@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::fs;
 
 use cl_checkpoint::{
-    Checkpoint, CheckpointWriter, Dtype, Manifest, TensorInfo, TensorSource, TensorSpec, WriteOptions,
+    Checkpoint, CheckpointWriter, Dtype, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec, WriteOptions,
+    write_safetensors,
 };
 use proptest::prelude::*;
 use safetensors::SafeTensors;
@@ -150,4 +151,26 @@ fn companions_are_those_that_are_there() {
     }
     let companions = Checkpoint::open(&dir).unwrap().companion_files().unwrap();
     assert_eq!(companions, [dir.join("tokenizer.json"), dir.join("chat_template.jinja")]);
+}
+
+#[test]
+fn tensors_are_compared_by_dtype_shape_and_bytes() {
+    let folder = tempfile::tempdir().unwrap();
+    let path = folder.path().join("model.safetensors");
+    // More than one piece of the comparison.
+    let n = (1 << 20) + 8;
+    let mut other = vec![7; n];
+    other[n - 1] = 8;
+    let data = [("a", vec![7; n]), ("b", vec![7; n]), ("c", other), ("d", vec![7; n])];
+    let specs = data.each_ref().map(|(name, _)| {
+        let shape = if *name == "d" { vec![2, n / 2] } else { vec![n] };
+        TensorSpec { name: (*name).to_owned(), dtype: Dtype::U8, shape }
+    });
+    write_safetensors(&path, &specs, |i| data[i].1.clone()).unwrap();
+    let file = SafetensorsFile::open(&path).unwrap();
+    for (a, b, same) in [("a", "b", true), ("a", "a", true), ("a", "c", false), ("a", "d", false), ("a", "e", false)] {
+        assert_eq!(file.same_bytes(a, b).unwrap(), same, "{a} {b}");
+        assert_eq!(file.same_bytes(b, a).unwrap(), same, "{b} {a}");
+    }
+    assert!(!file.same_bytes("e", "f").unwrap());
 }

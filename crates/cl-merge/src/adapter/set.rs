@@ -354,22 +354,23 @@ fn part_problems(adapter: &Adapter, name: &str, part: &Part) -> Vec<Problem> {
 
 /// Returns the name of the base tensor that holds a weight. With tied embeddings, the head's weight is the embedding.
 pub(super) fn base_tensor(base: &Checkpoint, tensor: &str) -> String {
-    match tied_table(base) {
-        Some(table) if tensor == HEAD => table,
-        _ => tensor.to_owned(),
-    }
+    let table = if tensor == HEAD { tied_table(base) } else { None };
+    table.unwrap_or_else(|| tensor.to_owned())
 }
 
 /// Name of the head's weight.
 pub(super) const HEAD: &str = "lm_head.weight";
 
-/// Returns the name of the embedding that is tied to the head; `None` if they are not tied.
+/// Returns the name of the embedding that is tied to the head; `None` if they are not tied, or if the files contain a
+/// head that differs from the embedding, whatever config.json says.
 pub(super) fn tied_table(base: &Checkpoint) -> Option<String> {
     let said = base.config().get("tie_word_embeddings").and_then(serde_json::Value::as_bool);
     if said == Some(false) || (said.is_none() && base.info(HEAD).is_some()) {
         return None;
     }
-    base.names().into_iter().find(|name| name.ends_with("embed_tokens.weight")).map(str::to_owned)
+    let table = base.names().into_iter().find(|name| name.ends_with("embed_tokens.weight"))?;
+    let own = base.info(HEAD).is_some() && !base.same_bytes(HEAD, table).unwrap_or(true);
+    (!own).then(|| table.to_owned())
 }
 
 /// Reads a floating-point tensor of an adapter as f32.

@@ -131,17 +131,12 @@ fn stored(input: &Input, name: &str) -> Stored {
     // An adapter may change only one of the two.
     if is_tied(input)
         && input.folded.is_none()
-        && embeddings(input, name).is_some_and(|table| same(source, table, name))
+        && embeddings(input, name).is_some_and(|table| source.same_bytes(table, name).unwrap_or(false))
     {
         Stored::Copy
     } else {
         Stored::Own
     }
-}
-
-fn same(source: &dyn TensorSource, a: &str, b: &str) -> bool {
-    let alike = source.info(a).zip(source.info(b)).is_some_and(|(a, b)| a.shape == b.shape && a.dtype == b.dtype);
-    alike && source.bytes(a).ok().zip(source.bytes(b).ok()).is_some_and(|(a, b)| a == b)
 }
 
 /// Returns the embedding that a head of this name would be tied to.

@@ -1,7 +1,6 @@
 //! The model directories that a merge reads.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::Read;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -91,8 +90,7 @@ impl Inputs {
             if directories.contains_key(written) { (written, None) } else { model_and_adapter(written) };
         let place = |name: &str| directories.get(name).cloned().unwrap_or_else(|| PathBuf::from(name));
         let path = place(model);
-        let unopened = |error| vec![lfs_pointer(&path).unwrap_or_else(|| Problem::unopened(&path, error))];
-        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(unopened)?);
+        let checkpoint = Arc::new(Checkpoint::open(&path).map_err(|error| vec![Problem::unopened(&path, error)])?);
         let folded = adapter.map(|dir| Folded::open(checkpoint.clone(), &place(dir))).transpose()?.map(Arc::new);
         self.models.push(Input { written: written.to_owned(), path, checkpoint, folded });
         Ok(self.models.len() - 1)
@@ -120,18 +118,6 @@ impl Inputs {
         let written = config.base_model.as_deref();
         self.models.iter().position(|m| Some(m.written.as_str()) == written).unwrap_or(0)
     }
-}
-
-/// Reports a directory whose first weight file is only a Git LFS pointer, as left by a clone without Git LFS.
-fn lfs_pointer(dir: &Path) -> Option<Problem> {
-    const START: &[u8] = b"version https://git-lfs.github.com/spec/";
-    let is_pointer = |file: &PathBuf| {
-        let mut start = [0; START.len()];
-        let read = std::fs::File::open(file).and_then(|mut file| file.read_exact(&mut start));
-        file.extension().is_some_and(|e| e == "safetensors") && read.is_ok() && start == START
-    };
-    let file = std::fs::read_dir(dir).ok()?.filter_map(|entry| Some(entry.ok()?.path())).filter(is_pointer).min()?;
-    Some(Problem::new(Place::File(file), ModelProblem::LfsPointer))
 }
 
 /// File with the per-tensor state that a method needs to continue from its own output.

@@ -2,6 +2,8 @@
 
 use std::ops::RangeInclusive;
 
+use cl_checkpoint::files::similar;
+
 use super::Joint;
 
 /// A problem with a merge file that does not depend on its models.
@@ -9,7 +11,10 @@ use super::Joint;
 #[non_exhaustive]
 pub enum ConfigProblem {
     /// No method has this name.
-    #[error("no method is called `{method}`; {}there are {}", if *.for_adapters { "for adapters " } else { "" }, known.join(", "))]
+    #[error(
+        "no method is called `{method}`{}; {}there are {}",
+        hint(method, known), if *.for_adapters { "for adapters " } else { "" }, known.join(", ")
+    )]
     UnknownMethod {
         /// The unknown name.
         method: String,
@@ -29,7 +34,7 @@ pub enum ConfigProblem {
     /// The method has no such parameter.
     #[error(
         "{method} has no parameter `{parameter}`{}; it has {}",
-        similar(parameter, known).map_or(String::new(), |known| format!(" (did you mean `{known}`?)")),
+        hint(parameter, known),
         if known.is_empty() { "no parameters".to_owned() } else { known.join(", ") }
     )]
     UnknownParameter {
@@ -168,24 +173,9 @@ pub enum ConfigProblem {
     },
 }
 
-/// Returns the most similar known name, if the unknown one could be a typing error of it: at most a third of its
-/// letters differ.
-fn similar<'k>(name: &str, known: &[&'k str]) -> Option<&'k str> {
-    let distance = |other: &str| {
-        // Levenshtein distance, row by row.
-        let mut row: Vec<usize> = (0..=other.chars().count()).collect();
-        for (i, a) in name.chars().enumerate() {
-            let mut diagonal = std::mem::replace(&mut row[0], i + 1);
-            for (j, b) in other.chars().enumerate() {
-                let best = (diagonal + usize::from(a != b)).min(row[j] + 1).min(row[j + 1] + 1);
-                diagonal = std::mem::replace(&mut row[j + 1], best);
-            }
-        }
-        row.last().copied().unwrap_or(0)
-    };
-    let (distance, nearest) = known.iter().map(|known| (distance(known), *known)).min()?;
-    let letters = name.chars().count();
-    (distance < letters && 3 * distance <= letters.max(3)).then_some(nearest)
+/// Suggests the known name that an unknown one was probably meant to be.
+fn hint(name: &str, known: &[&str]) -> String {
+    similar(name, known).map_or_else(String::new, |known| format!(" (did you mean `{known}`?)"))
 }
 
 fn wanted(models: &RangeInclusive<usize>) -> String {
@@ -199,22 +189,5 @@ fn wanted(models: &RangeInclusive<usize>) -> String {
 impl ConfigProblem {
     pub(super) fn joint(&self) -> Joint {
         Joint::Colon
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn typing_errors_have_a_suggestion() {
-        let known = ["weight", "density", "t", "lambda"];
-        for (name, expected) in [("densty", "density"), ("wieght", "weight"), ("lamda", "lambda")] {
-            assert_eq!(similar(name, &known), Some(expected));
-        }
-        for other in ["gamma_ray", "election", "filter_wise", "", "x_y_z"] {
-            assert_eq!(similar(other, &known), None, "{other}");
-        }
-        assert_eq!(similar("density", &[]), None);
     }
 }

@@ -32,9 +32,6 @@ pub enum ModelProblem {
         /// A model whose tensor names have it.
         whole: String,
     },
-    /// A weight file is a Git LFS pointer.
-    #[error("is a Git LFS pointer instead of weights; run `git lfs pull` in its directory")]
-    LfsPointer,
     /// A model has neither a head nor tied embeddings, but another model has a head.
     #[error(
         "has no lm_head.weight, {reference} has one; if its embeddings are its output head, set tie_word_embeddings to true in its \
@@ -156,7 +153,6 @@ impl ModelProblem {
             ModelProblem::Shapes { .. }
             | ModelProblem::RowCounts { .. }
             | ModelProblem::NoSource
-            | ModelProblem::LfsPointer
             | ModelProblem::SeveralStacks { .. } => Joint::Sentence,
             _ => Joint::Colon,
         }

@@ -387,30 +387,15 @@ impl SliceConfig {
 }
 
 impl Parameters {
-    /// Removes one of mergekit's parameters by name; returns whether it was set.
+    /// Removes a parameter by name; returns whether it was set.
     pub(crate) fn remove(&mut self, name: &str) -> bool {
-        match name {
-            "alpha" => self.alpha.take().is_some(),
-            "density" => self.density.take().is_some(),
-            "epsilon" => self.epsilon.take().is_some(),
-            "eps" => self.eps.take().is_some(),
-            "filter_wise" => self.filter_wise.take().is_some(),
-            "gamma" => self.gamma.take().is_some(),
-            "int8_mask" => self.int8_mask.take().is_some(),
-            "lambda" => self.lambda.take().is_some(),
-            "max_iter" => self.max_iter.take().is_some(),
-            "normalize" => self.normalize.take().is_some(),
-            "normalize_weights" => self.normalize_weights.take().is_some(),
-            "nuslerp_flatten" => self.nuslerp_flatten.take().is_some(),
-            "nuslerp_row_wise" => self.nuslerp_row_wise.take().is_some(),
-            "rescale" => self.rescale.take().is_some(),
-            "scale" => self.scale.take().is_some(),
-            "select_topk" => self.select_topk.take().is_some(),
-            "t" => self.t.take().is_some(),
-            "tol" => self.tol.take().is_some(),
-            "weight" => self.weight.take().is_some(),
-            other => self.unknown.remove(other).is_some(),
+        let Ok(serde_json::Value::Object(mut map)) = serde_json::to_value(&*self) else { return false };
+        let removed = map.remove(name).is_some();
+        match serde_json::from_value(map.into()) {
+            Ok(others) if removed => *self = others,
+            _ => return false,
         }
+        true
     }
 
     /// Returns the names of the parameters that are set.

@@ -178,5 +178,8 @@ fn a_pointer_of_git_lfs_is_called_so() {
     let pointer = "version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n";
     fs::write(models[0].join("model.safetensors"), pointer).unwrap();
     let found = problems(folder.path(), "merge_method: linear\nmodels: [{model: AAA, parameters: {weight: 1}}]\n");
-    assert!(found.contains("model.safetensors is a Git LFS pointer") && found.contains("git lfs pull"), "{found}");
+    assert!(
+        found.contains("model.safetensors") && found.contains("is a Git LFS pointer") && found.contains("git lfs pull"),
+        "{found}"
+    );
 }
