@@ -80,7 +80,14 @@ fn few_steps(model: &mut Decoder, rows: Vec<Encoded>, seed: u64, less: u64, fold
     let data =
         TrainData { datasets: std::slice::from_ref(&rows), epoch_rows: &order, orthogonality: None, validation: None };
     let out = folder.join(format!("log-{seed}-{less}"));
-    let context = TrainContext { seed, out: &out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
+    let context = TrainContext {
+        finish: false,
+        at_checkpoint: None,
+        seed,
+        out: &out,
+        interrupt: &Interrupt::default(),
+        ranks: &Ranks::alone(),
+    };
     let report = train(model, &data, &config, &plan, &context, None, &mut |_| {})?;
     eprintln!("{} steps, loss {:.3}", report.steps, report.final_loss);
     Ok(())

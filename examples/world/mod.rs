@@ -59,6 +59,7 @@ pub fn pretrain(folder: &Path, data: &Path) -> Result<PathBuf> {
     let input = RoundInput {
         model: &ModelRef::take(&init)?,
         interrupt: &Interrupt::default(),
+        finish: false,
         ranks: &Ranks::alone(),
         data: &[load_split(&data.join("pretraining"), Split::Train)?],
         earlier_data: &[],

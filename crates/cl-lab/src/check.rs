@@ -304,5 +304,11 @@ fn check_plan(
             steps.steps_per_epoch,
             steps.total_steps
         )));
+        if train.warmup_steps > 0 && train.warmup_steps >= steps.total_steps {
+            findings.push(Finding::Fact(format!(
+                "warning: {what}: warmup_steps = {}, but there are {} steps: the learning rate does not reach {}",
+                train.warmup_steps, steps.total_steps, train.learning_rate
+            )));
+        }
     }
 }

@@ -8,6 +8,7 @@ mod columns;
 mod config;
 mod error;
 mod findings;
+mod kept;
 mod memory;
 mod model_dir;
 mod observe;
@@ -32,6 +33,7 @@ mod study;
 mod task_routing;
 pub mod toy;
 mod train_run;
+mod trained;
 mod validation;
 
 pub use check::{check_router, check_sequence, check_train};
@@ -60,4 +62,4 @@ pub use study::{
     StudyEvent, StudyOptions, StudyPlan, StudySizes, TinyConfig, ZeroStage, plan_study, run_study, sketch_study,
 };
 pub use task_routing::{AdapterShare, route_task};
-pub use train_run::{run_train, run_train_on};
+pub use train_run::{finish_train_on, run_train, run_train_on};

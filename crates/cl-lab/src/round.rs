@@ -1,20 +1,22 @@
 use std::path::{Path, PathBuf};
 
-use cl_adapters::{Orthogonality, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, HubSnapshot, Interrupt, Manifest, OutputDir};
+use cl_adapters::Orthogonality;
+use cl_checkpoint::{Adapter, Interrupt, Manifest, OutputDir};
 use cl_data::{Buffer, ChatTemplate, Dataset, Encoded, Encoding, Mixture, PlannedSet, Profile, RowPlan, Tokenizer};
 use cl_merge::adapter::fold;
 use cl_model::Decoder;
-use cl_torch::tch::{Device, Kind};
+use cl_torch::tch::Device;
 use cl_train::{
-    Plan, Ranks, SpreadWeights, TrainConfig, TrainContext, TrainData, TrainReport, Validation, ValidationConfig, train,
+    AtCheckpoint, Plan, Progress, Ranks, SpreadWeights, TrainConfig, TrainContext, TrainData, TrainReport, Validation,
+    ValidationConfig, train,
 };
-use serde_json::json;
 
+use crate::kept;
 use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
 use crate::observe::tell;
 use crate::output::discard;
 use crate::rounds::is_stack;
+use crate::trained::Trained;
 use crate::{Event, LabError, Observer};
 
 /// Inputs of a training round.
@@ -46,6 +48,8 @@ pub struct RoundInput<'a> {
     pub compose: Option<(&'a ModelRef, &'a [PathBuf])>,
     /// The processes that train together.
     pub ranks: &'a Ranks,
+    /// Do no further steps: the result has the weights of the last checkpoint.
+    pub finish: bool,
     /// Adapters of earlier rounds, in order, that `[train.olora]` keeps the new one orthogonal to.
     pub earlier: &'a [PathBuf],
 }
@@ -70,8 +74,8 @@ pub struct RoundOutput {
     pub report: Option<TrainReport>,
 }
 
-/// Runs a round of fine-tuning. Writes `log.jsonl`, `rows.json` (the rows used), `adapter/` (LoRA) and `model/` to
-/// `out`.
+/// Runs a round of fine-tuning. Writes `log.jsonl`, `rows.json` (the rows used), `adapter/` (LoRA), `model/` and, with
+/// `keep_checkpoints`, `checkpoints/` to `out`.
 ///
 /// With several ranks, each rank calls this with the same input; rank 0 writes, and the others return when training
 /// has ended.
@@ -129,7 +133,7 @@ pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
     for dir in ["adapter", "mixture", "model", "state"] {
         OutputDir::clean_up(&round.join(dir))?;
     }
-    Ok(())
+    kept::clean_up(round)
 }
 
 /// Returns an error if a stop was requested.
@@ -156,7 +160,7 @@ pub(crate) fn take_over_stop(interrupt: &Interrupt) {
 fn fine_tune(
     input: &RoundInput<'_>,
     out: &Path,
-    trained: &Path,
+    dir: &Path,
     observer: &mut Observer<'_>,
 ) -> Result<TrainReport, LabError> {
     let (checkpoint, tokenizer) = open_model(input.model.dir())?;
@@ -189,38 +193,24 @@ fn fine_tune(
     let orthogonality = orthogonality(input, &mut model)?;
     let data =
         TrainData { datasets: &encoded, epoch_rows: &rows_of, orthogonality: orthogonality.as_ref(), validation };
-    let report = train(&mut model, &data, input.config, &steps, &input.context(out), spread, &mut |p| {
-        tell(observer, Event::Step(p))
-    })?;
+    let trained = Trained::new(input, &checkpoint)?;
+    let keep = |step: u64, model: &Decoder| kept::write(out, step, input.config.keep_checkpoints, model, &trained);
+    let at_checkpoint: Option<&AtCheckpoint<'_>> = (input.config.keep_checkpoints > 0).then_some(&keep);
+    let context = TrainContext { at_checkpoint, ..input.context(out) };
+    let observe = &mut |p: &Progress<'_>| tell(observer, Event::Step(p));
+    let report = train(&mut model, &data, input.config, &steps, &context, spread, observe)?;
     drop(span);
     if !input.ranks.is_first() {
         return Ok(report);
     }
     if report.steps < steps.total_steps {
-        // After early stopping, fewer rows were used than planned.
+        // After early stopping or `finish`, fewer rows were used than planned.
         RowPlan { rows: steps.rows_in(report.steps), ..rows.clone() }.write(&out.join("rows.json"))?;
     }
     input.model.check()?;
 
     tell(observer, Event::Stage("saving"));
-    let manifest = manifest(input, if input.config.lora.is_some() { "adapter" } else { "model" })?;
-    match &input.config.lora {
-        Some(lora) => {
-            // An initial adapter determines rank and scaling, and the saved config must have the same values.
-            let lora = match &input.config.initial_adapter {
-                Some(dir) => lora.continued(&Adapter::open(dir)?),
-                None => lora.clone(),
-            };
-            let base = HubSnapshot::model_name(input.model.dir());
-            save_lora(trained, model.sites(), &model.trained_whole(), &lora, &base, manifest, true)?;
-        }
-        None => {
-            let companions = companions(&checkpoint)?;
-            let kind = model.named_parameters()[0].1.kind();
-            let stored = stored_kind(&checkpoint).unwrap_or(kind);
-            model.save(trained, stored, checkpoint.config(), &companions, manifest, true)?;
-        }
-    }
+    trained.save(&model, dir, None)?;
     Ok(report)
 }
 
@@ -265,31 +255,15 @@ fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<O
     Ok(Some(Orthogonality::new(model.linears(), &earlier, olora)?))
 }
 
-/// Returns the dtype of the base's embedding, in which the result is saved.
-fn stored_kind(checkpoint: &Checkpoint) -> Option<Kind> {
-    use cl_checkpoint::TensorSource;
-    cl_torch::kind_of(checkpoint.info("model.embed_tokens.weight")?.dtype)
-}
-
-fn companions(checkpoint: &Checkpoint) -> Result<Vec<(String, Vec<u8>)>, LabError> {
-    checkpoint
-        .companion_files()?
-        .into_iter()
-        .map(|path| {
-            let name = path.file_name().unwrap_or_default().to_string_lossy().into_owned();
-            Ok((name, std::fs::read(&path).map_err(LabError::io(&path))?))
-        })
-        .collect()
-}
-
 impl RoundInput<'_> {
     /// Inputs of training other than model, data and settings.
     pub(crate) fn context<'c>(&'c self, out: &'c Path) -> TrainContext<'c> {
-        TrainContext { seed: self.seed, out, interrupt: self.interrupt, ranks: self.ranks }
+        let (seed, finish) = (self.seed, self.finish);
+        TrainContext { seed, out, interrupt: self.interrupt, ranks: self.ranks, finish, at_checkpoint: None }
     }
 
     /// Returns the data sets of the earlier rounds, in order, then those of the round itself.
-    fn datasets(&self) -> impl Iterator<Item = &Dataset> {
+    pub(crate) fn datasets(&self) -> impl Iterator<Item = &Dataset> {
         self.earlier_data.iter().flatten().chain(self.data)
     }
 }
@@ -321,29 +295,6 @@ pub(crate) fn names(input: &RoundInput<'_>) -> Vec<String> {
         _ => d.path.display().to_string(),
     };
     input.datasets().map(name).collect()
-}
-
-fn manifest(input: &RoundInput<'_>, kind: &str) -> Result<Manifest, LabError> {
-    let base = input.model;
-    let mut manifest = Manifest::new(kind).with_source("base", base.dir(), base.hash().to_owned());
-    for data in input.datasets() {
-        manifest = manifest.with_source("data", &data.path, data.hash.clone());
-    }
-    if let Some(dir) = &input.config.initial_adapter {
-        manifest = manifest.with_source("initial_adapter", dir, adapter_hash(dir)?);
-    }
-    for dir in input.earlier {
-        manifest = manifest.with_source("earlier_adapter", dir, adapter_hash(dir)?);
-    }
-    let mut config =
-        json!({"train": input.config, "mixture": input.mixture, "seed": input.seed, "profile": input.profile});
-    if let Some(validation) = &input.validation {
-        config["validation"] = json!(validation.config);
-        for data in validation.data.iter().filter(|_| validation.config.data.is_some()) {
-            manifest = manifest.with_source("validation", &data.path, data.hash.clone());
-        }
-    }
-    Ok(manifest.with_config(config))
 }
 
 fn fold_into(base: &ModelRef, adapters: &[PathBuf], out: &Path) -> Result<(), LabError> {

@@ -75,6 +75,7 @@ pub(crate) fn train_routers_on(
     let input = RoundInput {
         model: &base,
         interrupt,
+        finish: false,
         ranks: &Ranks::alone(),
         data,
         earlier_data: &[],

@@ -148,6 +148,7 @@ pub(crate) fn run_scored(
         let input = RoundInput {
             model: if stack { &base } else { &model },
             interrupt,
+            finish: false,
             ranks,
             data: &datasets[index],
             earlier_data: if config.replay.is_some() { &datasets[..index] } else { &[] },

@@ -1,7 +1,7 @@
 use std::path::Path;
 
 use cl_checkpoint::Interrupt;
-use cl_train::Ranks;
+use cl_train::{Ranks, TrainError};
 
 use crate::check::{Checked, require_train};
 use crate::output::{RunDir, to_toml};
@@ -26,6 +26,21 @@ pub fn run_train(
     run_train_on(&Ranks::alone(), config, out, resume, interrupt, observer)
 }
 
+/// Like [`run_train`] with `resume`, but without further steps: an unfinished run is finished with the weights of its
+/// last checkpoint, or if it keeps the weights with the lowest validation loss, with those.
+///
+/// # Errors
+/// Like [`run_train`], and [`TrainError::NoCheckpoint`] if there is no checkpoint.
+pub fn finish_train_on(
+    ranks: &Ranks,
+    config: &TrainRun,
+    out: &Path,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<RoundOutput, LabError> {
+    run(ranks, config, out, Start::Finish, interrupt, observer)
+}
+
 /// Like [`run_train`], on several ranks. Each rank calls this with the same arguments and reads the model and the data;
 /// only rank 0 uses `out`.
 ///
@@ -39,6 +54,32 @@ pub fn run_train_on(
     interrupt: &Interrupt,
     observer: &mut Observer<'_>,
 ) -> Result<RoundOutput, LabError> {
+    run(ranks, config, out, if resume { Start::Resume } else { Start::New }, interrupt, observer)
+}
+
+/// How a run starts.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Start {
+    New,
+    Resume,
+    Finish,
+}
+
+fn run(
+    ranks: &Ranks,
+    config: &TrainRun,
+    out: &Path,
+    start: Start,
+    interrupt: &Interrupt,
+    observer: &mut Observer<'_>,
+) -> Result<RoundOutput, LabError> {
+    let resume = start != Start::New;
+    let is_part = |name: &str| out.join(name).exists();
+    if start == Start::Finish
+        && ranks.any(ranks.is_first() && !["state", "adapter", "model"].into_iter().any(is_part))?
+    {
+        return Err(TrainError::NoCheckpoint { path: out.to_owned() }.into());
+    }
     let Checked { device, datasets, validation, .. } = require_train(config)?;
     let settings = to_toml(&out.join("config.toml"), config)?;
     let base = ModelRef::take(&config.model)?;
@@ -58,6 +99,7 @@ pub fn run_train_on(
     let input = RoundInput {
         model: &base,
         interrupt,
+        finish: start == Start::Finish,
         ranks,
         data: &data,
         earlier_data,

@@ -60,6 +60,10 @@ pub struct TrainConfig {
     pub max_length: Option<usize>,
     /// Number of steps between checkpoints; one is also saved after the last step. 0: no checkpoints.
     pub save_steps: u64,
+    /// Number of the most recent checkpoints that are also written as adapters or models, as
+    /// `checkpoints/step-<step>` in the output directory. 0: none.
+    #[serde(skip_serializing_if = "is_none_kept")]
+    pub keep_checkpoints: usize,
     /// Additional formats of the step log.
     #[serde(skip_serializing_if = "Vec::is_empty")]
     pub report_to: Vec<ReportTo>,
@@ -133,6 +137,7 @@ impl Default for TrainConfig {
             sharded_checkpoints: false,
             max_length: Some(1024),
             save_steps: 0,
+            keep_checkpoints: 0,
             report_to: Vec::new(),
             shuffle: true,
             initial_adapter: None,
@@ -185,10 +190,24 @@ impl TrainConfig {
                 ("true with zero_stage = 0".to_owned(), "zero_stage 1, 2 or 3, which divide what is saved");
             return Err(TrainError::Config { key: "sharded_checkpoints", value, expected });
         }
+        self.validate_kept()?;
         if let Some(lora) = &self.lora {
             lora.validate().map_err(cl_model::ModelError::from)?;
         }
         self.validate_olora()
+    }
+
+    fn validate_kept(&self) -> Result<(), TrainError> {
+        let kept = self.keep_checkpoints;
+        let wrong = |value, expected| Err(TrainError::Config { key: "keep_checkpoints", value, expected });
+        if kept > 0 && self.save_steps == 0 {
+            return wrong(format!("{kept} with save_steps = 0"), "save_steps above 0: the steps between checkpoints");
+        }
+        if kept > 0 && self.zero_stage == 3 {
+            let expected = "zero_stage 0 to 2: with 3, no process has all weights before the end";
+            return wrong(format!("{kept} with zero_stage = 3"), expected);
+        }
+        Ok(())
     }
 
     /// Checks that all numbers are within bounds, so that a typing error does not exhaust memory or run for a year.
@@ -215,6 +234,7 @@ impl TrainConfig {
             count("warmup_steps", self.warmup_steps, 0, 1_000_000_000, "0 to 1,000,000,000"),
             count("zero_stage", u64::from(self.zero_stage), 0, 3, "0 to 3"),
             count("save_steps", self.save_steps, 0, 1_000_000_000, "0 (never) to 1,000,000,000"),
+            count("keep_checkpoints", size(self.keep_checkpoints), 0, 1_000_000, "0 (none) to 1,000,000"),
             count("max_length", self.max_length.map_or(2, size), 2, 1 << 24, "2 to 16,777,216"),
             number("learning_rate", rate, rate > 0.0 && rate <= 1e3, "a positive number, at most 1,000"),
             number("adam_beta1", self.adam_beta1, (0.0..1.0).contains(&self.adam_beta1), "in [0, 1)"),
@@ -240,6 +260,7 @@ impl TrainConfig {
             ("full", self.full.is_some()),
             ("olora", self.olora.is_some()),
             ("initial_adapter", self.initial_adapter.is_some()),
+            ("keep_checkpoints", self.keep_checkpoints > 0),
         ];
         let wrong = |key, value: &str, expected| Err(TrainError::Config { key, value: value.to_owned(), expected });
         if let Some((key, _)) = set.into_iter().find(|(_, set)| *set) {
@@ -281,6 +302,10 @@ fn needs_weights(lora: &LoraConfig) -> Option<&'static str> {
 }
 
 fn is_zero(n: &u8) -> bool {
+    *n == 0
+}
+
+fn is_none_kept(n: &usize) -> bool {
     *n == 0
 }
 

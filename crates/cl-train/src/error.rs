@@ -73,6 +73,14 @@ pub enum TrainError {
         /// Number of steps of the round.
         total_steps: u64,
     },
+    /// The run is to be finished with the weights of its last checkpoint, but has none.
+    #[error(
+        "{path}: the run has no checkpoint yet, so there is nothing to finish; --resume without --finish continues it"
+    )]
+    NoCheckpoint {
+        /// Output directory of the run.
+        path: PathBuf,
+    },
     /// A checkpoint belongs to another run, or is damaged.
     #[error("{path}: the checkpoint does not match this run: {problem}; remove the directory to restart the round")]
     State {

@@ -27,5 +27,5 @@ pub use report_to::ReportTo;
 pub use router::RouterTraining;
 pub use schedule::Schedule;
 pub use sharding::SpreadWeights;
-pub use train::{Progress, TrainContext, TrainReport, train};
+pub use train::{AtCheckpoint, Progress, TrainContext, TrainReport, train};
 pub use validation::{Keep, Validation, ValidationConfig, ValidationReport};

@@ -55,7 +55,15 @@ pub struct TrainContext<'a> {
     pub interrupt: &'a Interrupt,
     /// The processes that train together.
     pub ranks: &'a Ranks,
+    /// Do no further steps: the result has the weights of the last checkpoint.
+    pub finish: bool,
+    /// Called on rank 0 before a checkpoint is saved, except after the last step, with the number of completed steps
+    /// and the model.
+    pub at_checkpoint: Option<&'a AtCheckpoint<'a>>,
 }
+
+/// Writes what is to be kept of a checkpoint.
+pub type AtCheckpoint<'a> = dyn Fn(u64, &Decoder) -> Result<(), TrainError> + 'a;
 
 /// Fine-tunes `model` in place: its adapters, or the routers of a mixture of adapters, if it has any; otherwise all
 /// weights that require a gradient.
@@ -73,7 +81,8 @@ pub struct TrainContext<'a> {
 /// # Errors
 /// Returns an error if a setting is invalid or does not match the model, if a step has no supervised token, if the
 /// checkpoint is damaged or belongs to another run, if a loss, gradient or weight is not finite, or if a file cannot be
-/// written. Returns [`TrainError::Interrupted`] if a stop was requested.
+/// written. Returns [`TrainError::Interrupted`] if a stop was requested, and [`TrainError::NoCheckpoint`] with `finish` if
+/// there is no checkpoint.
 pub fn train(
     model: &mut Decoder,
     data: &TrainData<'_>,
@@ -83,7 +92,7 @@ pub fn train(
     spread: Option<SpreadWeights>,
     observe: &mut dyn FnMut(&Progress<'_>),
 ) -> Result<TrainReport, TrainError> {
-    let TrainContext { seed, out, interrupt, ranks } = *context;
+    let TrainContext { seed, out, interrupt, ranks, finish, at_checkpoint } = *context;
     config.validate()?;
     check_model(model, config)?;
     let orthogonality = data.orthogonality.map(|o| o.hash().to_owned());
@@ -105,6 +114,9 @@ pub fn train(
     let mut optimizer = Optimizer::new(trainable, config, sharding);
     let (mut state, mut best) = checkpoint::resume(&out.join("state"), &mut optimizer, config, fresh, ranks)?;
     let mut done = state.step;
+    if finish && done == 0 {
+        return Err(TrainError::NoCheckpoint { path: out.to_owned() });
+    }
     let (mut log, mut steps) = match ranks.is_first() {
         true => {
             std::fs::create_dir_all(out).map_err(TrainError::io(out))?;
@@ -118,7 +130,7 @@ pub fn train(
     let routers = config.router.filter(RouterTraining::has_losses).map(|training| (training, model.record_routers()));
 
     let stops = |state: &State| state.validation.as_ref().is_some_and(ValidationState::stops);
-    while done < plan.total_steps && !stops(&state) {
+    while done < plan.total_steps && !stops(&state) && !finish {
         let started = Instant::now();
         let parts = plan.micro_batches(done);
         let epoch = parts[0].epoch;
@@ -184,6 +196,9 @@ pub fn train(
         if due || stop || last {
             // Saved weights must be finite; an overflow would otherwise be noticed only in the next step's loss.
             optimizer.check_finite(done, ranks)?;
+        }
+        if let Some(write) = at_checkpoint.filter(|_| due && !last && ranks.is_first()) {
+            write(done, model)?;
         }
         if due || stop {
             state.step = done;

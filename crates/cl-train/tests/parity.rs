@@ -114,7 +114,7 @@ fn ten_steps_go_as_in_torch() {
         let plan = Plan::new(case.rows, &case.train, false).unwrap();
         let out = dir.path().join("round");
         let (interrupt, ranks) = (&Interrupt::default(), &Ranks::alone());
-        let context = TrainContext { seed: 1, out: &out, interrupt, ranks };
+        let context = TrainContext { seed: 1, out: &out, interrupt, ranks, finish: false, at_checkpoint: None };
         train(&mut model, &data, &case.train, &plan, &context, None, &mut |_| {}).unwrap();
         let log = read_log(&out.join("log.jsonl")).unwrap();
         assert_eq!(log.len(), case.log.len(), "{}", case.name);

@@ -108,7 +108,14 @@ fn run_validated(
     };
     let data = TrainData { datasets: &[examples], epoch_rows: &rows, orthogonality: None, validation };
     let plan = Plan::new(n, config, false).unwrap();
-    let context = TrainContext { seed, out, interrupt: &Interrupt::default(), ranks: &Ranks::alone() };
+    let context = TrainContext {
+        finish: false,
+        at_checkpoint: None,
+        seed,
+        out,
+        interrupt: &Interrupt::default(),
+        ranks: &Ranks::alone(),
+    };
     train(model, &data, config, &plan, &context, None, &mut |p| observe(p.step))
 }
 

@@ -4,7 +4,7 @@ use anyhow::Result;
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::train::Args;
-use cl_lab::{read_train, run_train_on};
+use cl_lab::{LabError, Observer, RoundOutput, finish_train_on, read_train, run_train_on};
 use cl_train::{Ranks, final_loss, read_log};
 
 use crate::progress::Progress;
@@ -13,15 +13,22 @@ use crate::progress::Progress;
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let mut config = read_train(&args.config, &super::read(&args.config)?, &args.set)?;
     super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
+    let train = |ranks: &Ranks, observer: &mut Observer<'_>| -> Result<RoundOutput, LabError> {
+        if args.finish {
+            finish_train_on(ranks, &config, &args.out, interrupt, observer)
+        } else {
+            run_train_on(ranks, &config, &args.out, args.resume, interrupt, observer)
+        }
+    };
     let ranks = Ranks::join(args.ranks.timeout())?;
     if !ranks.is_first() {
         return super::in_silence(|| {
-            run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {})?;
+            train(&ranks, &mut |_| {})?;
             Ok(())
         });
     }
     let mut progress = Progress::new(log);
-    let output = run_train_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |e| progress.observe(e))?;
+    let output = train(&ranks, &mut |e| progress.observe(e))?;
     // Computed from the log, which includes the steps of interrupted runs.
     let steps = read_log(&args.out.join("log.jsonl"))?;
     let loss = final_loss(&steps);

@@ -33,9 +33,12 @@ fn line_count(path: &Path) -> usize {
     std::fs::read(path).map_or(0, |text| text.iter().filter(|b| **b == b'\n').count())
 }
 
-/// Writes a configuration whose rounds are long enough to be killed midway.
+/// Writes a configuration whose rounds are long enough to be killed midway; those that train weights also keep
+/// checkpoints.
 fn long(world: &World, name: &str, more: &str) {
-    let text = world.read(name).replace("epochs = 3", "epochs = 10").replace("save_steps = 2", "save_steps = 3");
+    let text = world.read(name).replace("epochs = 3", "epochs = 10");
+    let kept = if text.contains("[router]") { "" } else { "\nkeep_checkpoints = 2" };
+    let text = text.replace("save_steps = 2", &format!("save_steps = 3{kept}"));
     world.write(name, &(text + more));
 }
 

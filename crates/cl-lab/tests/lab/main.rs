@@ -2,6 +2,7 @@
 
 mod blend;
 mod check_and_run;
+mod kept;
 mod moe;
 mod olora;
 mod round;

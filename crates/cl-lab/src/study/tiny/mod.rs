@@ -222,6 +222,7 @@ impl TinyConfig {
         let input = RoundInput {
             model: &ModelRef::take(&init)?,
             interrupt,
+            finish: false,
             ranks: &Ranks::alone(),
             data: &[load_split(&data.join("pretraining"), Split::Train)?],
             earlier_data: &[],
