@@ -3,8 +3,9 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 
+use serde::de::value::MapAccessDeserializer;
 use serde::de::{MapAccess, Visitor};
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::parameter::Parameter;
 use super::tokenizer::TokenizerConfig;
@@ -144,8 +145,9 @@ impl From<MethodConfig> for BTreeMap<String, Parameters> {
     }
 }
 
-/// A model and its own parameters.
+/// A model and its own parameters: a table, or only the model as a text.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+#[serde(remote = "Self")]
 pub struct ModelConfig {
     /// Model directory, Hub name, or the name of an earlier stage; `model+adapter` is a model with a PEFT adapter
     /// folded in.
@@ -156,6 +158,34 @@ pub struct ModelConfig {
     /// Parameters of the model.
     #[serde(flatten)]
     pub parameters: Parameters,
+}
+
+impl Serialize for ModelConfig {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        ModelConfig::serialize(self, serializer)
+    }
+}
+
+impl<'de> Deserialize<'de> for ModelConfig {
+    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<ModelConfig, D::Error> {
+        struct TableOrText;
+        impl<'de> Visitor<'de> for TableOrText {
+            type Value = ModelConfig;
+
+            fn expecting(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+                f.write_str("a model, or a table such as { model = \"…\", weight = 0.5 }")
+            }
+
+            fn visit_str<E: serde::de::Error>(self, model: &str) -> Result<ModelConfig, E> {
+                Ok(ModelConfig { model: model.to_owned(), ..ModelConfig::default() })
+            }
+
+            fn visit_map<A: MapAccess<'de>>(self, map: A) -> Result<ModelConfig, A::Error> {
+                ModelConfig::deserialize(MapAccessDeserializer::new(map))
+            }
+        }
+        deserializer.deserialize_any(TableOrText)
+    }
 }
 
 /// Layers of the output, merged from the same number of layers of every source.

@@ -46,3 +46,19 @@ impl MergeFile {
         Ok(MergeFile { stages })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_model_is_a_table_or_only_its_path() {
+        let file = |models: &str| MergeFile::from_toml(&format!("method = 'linear'\nmodels = [{models}]"));
+        let (short, long) =
+            (file("'a', { model = 'b', weight = 2 }").unwrap(), file("{ model = 'a' }, { model = 'b', weight = 2 }"));
+        assert_eq!(short, long.unwrap());
+        assert_eq!(MergeFile::from_toml(&toml::to_string(&short.stages[0]).unwrap()).unwrap(), short);
+        let message = file("'a', 3").unwrap_err().to_string();
+        assert!(message.contains("a table such as { model ="), "{message}");
+    }
+}
