@@ -523,7 +523,6 @@ fn adapters_that_mean_more_are_refused_by_name() {
         ("init_lora_weights", json!("olora"), "olora"),
         ("alora_invocation_tokens", json!([7, 9]), "alora_invocation_tokens"),
         ("layer_replication", json!([[0, 1], [0, 2]]), "layer_replication"),
-        ("target_parameters", json!(["mlp.experts.gate_up_proj"]), "target_parameters"),
         ("use_bdlora", json!({"nblocks": 2}), "use_bdlora"),
     ] {
         let change = |mut config: Value| {

@@ -1,9 +1,11 @@
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use crate::checkpoint::COMPANIONS;
 use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
+use crate::fused_experts::{Expanded, expand};
 use crate::problem::AdapterProblem;
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{AdapterConfig, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
@@ -11,8 +13,11 @@ use crate::{AdapterConfig, Error, HubSnapshot, Manifest, SafetensorsFile, Tensor
 /// A PEFT adapter directory, opened lazily.
 pub struct Adapter {
     dir: PathBuf,
+    /// The configuration as stored.
     config: AdapterConfig,
-    file: SafetensorsFile,
+    file: Arc<SafetensorsFile>,
+    /// What the adapter is after the expansion of `target_parameters`.
+    expanded: Option<Expanded>,
     modules: Vec<AdapterModule>,
     stamps: Vec<(PathBuf, FileStamp)>,
 }
@@ -43,7 +48,7 @@ pub enum LayerKind {
 
 impl LayerKind {
     /// Returns the suffixes of its factors' names.
-    fn suffixes(self) -> [&'static str; 2] {
+    pub(crate) fn suffixes(self) -> [&'static str; 2] {
         match self {
             LayerKind::Linear => [".lora_A.weight", ".lora_B.weight"],
             LayerKind::Embedding => [".lora_embedding_A", ".lora_embedding_B"],
@@ -76,11 +81,12 @@ impl AdapterModule {
 
 const CONFIG: &str = "adapter_config.json";
 const WEIGHTS: &str = "adapter_model.safetensors";
-const PREFIX: &str = "base_model.model.";
+pub(crate) const PREFIX: &str = "base_model.model.";
 
 impl Adapter {
     /// Opens `adapter_config.json` and `adapter_model.safetensors`, and checks that every `lora_A` has a `lora_B` and
-    /// that ranks agree with each other and with the config.
+    /// that ranks agree with each other and with the config. Factors of PEFT's `target_parameters` for fused experts are
+    /// replaced by those of each expert's modules, see [`Adapter::named_for`].
     ///
     /// # Errors
     /// Returns [`Error::NotFound`], [`Error::Json`] or [`Error::Adapter`] if a file is missing or invalid, and an error
@@ -111,11 +117,35 @@ impl Adapter {
             };
             return Err(Error::NotFound { path, hint });
         }
-        let file = SafetensorsFile::open(&path)?;
-        let shapes = file.names().into_iter().filter_map(|n| Some((n, file.info(n)?.shape.as_slice()))).collect();
-        let modules = modules(&path, &shapes, &config)?;
-        let stamps = FileStamp::of_all(vec![dir.join(CONFIG), path.clone()])?;
-        Ok(Adapter { dir: dir.to_owned(), config, file, modules, stamps })
+        let file = Arc::new(SafetensorsFile::open(&path)?);
+        let wrong = |problem| Error::Adapter { path: dir.join(CONFIG), problem: Box::new(problem) };
+        let expanded = expand(&file, &config, None).map_err(wrong)?;
+        let stamps = FileStamp::of_all(vec![dir.join(CONFIG), path])?;
+        Adapter { dir: dir.to_owned(), config, file, expanded, modules: Vec::new(), stamps }.with_modules()
+    }
+
+    fn with_modules(mut self) -> Result<Adapter, Error> {
+        let shapes = self.names().into_iter().filter_map(|n| Some((n, self.info(n)?.shape.as_slice()))).collect();
+        self.modules = modules(self.file.path(), &shapes, self.config())?;
+        Ok(self)
+    }
+
+    /// Returns the adapter with the base's names of experts, if it has others: an adapter of fused experts
+    /// (`target_parameters`) does not contain the names of their modules in the base. Those of an opened adapter follow
+    /// from `base_model_name_or_path`: Mixtral's if it is the directory of a Mixtral or if its name says so, otherwise
+    /// `mlp.experts.0.gate_proj`. `has` tells whether the base has a module.
+    pub fn named_for(&self, has: &dyn Fn(&str) -> bool) -> Option<Adapter> {
+        let current = self.expanded.as_ref()?;
+        if current.witness.as_ref().is_none_or(|module| has(module)) {
+            return None;
+        }
+        let expanded = expand(&self.file, &self.config, Some(current.layout.other())).ok()??;
+        if !expanded.witness.as_ref().is_some_and(|module| has(module)) {
+            return None;
+        }
+        let (dir, config, stamps) = (self.dir.clone(), self.config.clone(), self.stamps.clone());
+        let (file, modules) = (self.file.clone(), Vec::new());
+        Adapter { dir, config, file, expanded: Some(expanded), modules, stamps }.with_modules().ok()
     }
 
     /// Returns the path of the directory.
@@ -147,9 +177,10 @@ impl Adapter {
         Ok(names.map(|name| self.dir.join(name)).filter(|path| path.is_file()).collect())
     }
 
-    /// Returns the content of `adapter_config.json`.
+    /// Returns the content of `adapter_config.json`. Instead of `target_parameters`, it has the modules, ranks and
+    /// scalings of the experts.
     pub fn config(&self) -> &AdapterConfig {
-        &self.config
+        self.expanded.as_ref().map_or(&self.config, |expanded| &expanded.config)
     }
 
     /// Returns the adapted layers, sorted by name.
@@ -180,7 +211,7 @@ impl Adapter {
     /// # Errors
     /// Returns [`Error::Adapter`] with the name of the unsupported feature.
     pub fn check_built(&self) -> Result<(), Error> {
-        let Some(feature) = self.config.not_built() else { return Ok(()) };
+        let Some(feature) = self.config().not_built() else { return Ok(()) };
         Err(Error::Adapter { path: self.dir.clone(), problem: Box::new(AdapterProblem::Unsupported { feature }) })
     }
 }
@@ -246,15 +277,15 @@ fn magnitude(
 
 impl TensorSource for Adapter {
     fn names(&self) -> Vec<&str> {
-        self.file.names()
+        self.expanded.as_ref().map_or_else(|| self.file.names(), Expanded::names)
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.file.info(name)
+        self.expanded.as_ref().map_or_else(|| self.file.info(name), |expanded| expanded.info(name))
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
-        self.file.bytes(name)
+        self.expanded.as_ref().map_or_else(|| self.file.bytes(name), |expanded| expanded.bytes(&self.file, name))
     }
 }
 

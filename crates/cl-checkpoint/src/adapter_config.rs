@@ -50,7 +50,8 @@ pub struct AdapterConfig {
     pub other: BTreeMap<String, Value>,
 }
 
-/// Keys that change what an adapter computes, unless they are null, false or empty.
+/// Keys that change what an adapter computes, unless they are null, false or empty. [`Adapter`](crate::Adapter) replaces
+/// `target_parameters` by modules.
 const CHANGE_THE_MEANING: [&str; 8] = [
     "alora_invocation_tokens",
     "arrow_config",
@@ -113,9 +114,12 @@ impl AdapterConfig {
     /// assert_eq!(config.scaling("model.layers.0.self_attn.q_proj"), 4.0);
     /// ```
     pub fn scaling(&self, module: &str) -> f64 {
-        let rank = self.rank(module) as f64;
-        let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
-        lora_scaling(alpha, rank, self.use_rslora)
+        lora_scaling(self.alpha(module), self.rank(module) as f64, self.use_rslora)
+    }
+
+    /// Returns the alpha of a module, including `alpha_pattern`.
+    pub(crate) fn alpha(&self, module: &str) -> f64 {
+        pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha)
     }
 
     /// Returns the name of the first unsupported feature, if there is one. Factors, magnitudes, fully trained modules,

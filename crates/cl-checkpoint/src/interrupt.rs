@@ -42,9 +42,9 @@ impl Interrupt {
     }
 
     /// Creates an interrupt that is requested by SIGINT, SIGTERM or SIGHUP; on Windows by Ctrl-C. A second signal
-    /// terminates the process immediately, except if it was started by a launcher of several processes (torchrun),
-    /// which is detected by `WORLD_SIZE`: Ctrl-C reaches such a process twice, from the terminal and from the launcher,
-    /// and the launcher terminates it if stopping takes too long.
+    /// terminates the process immediately. If it was started by a launcher of several processes (torchrun), which is
+    /// detected by `WORLD_SIZE`, the third one does: Ctrl-C reaches such a process twice, from the terminal and from the
+    /// launcher.
     ///
     /// Call it once, at the start of a command.
     ///
@@ -70,6 +70,16 @@ impl Interrupt {
             }
             flag::register(signal, second.clone())?;
             flag::register_usize(signal, interrupt.signal.clone(), signal as usize)?;
+        }
+        #[cfg(unix)]
+        if launched {
+            let mut received = signal_hook::iterator::Signals::new(signals)?;
+            // The main thread may be waiting for another process in a call that no signal interrupts.
+            std::thread::spawn(move || {
+                if let Some(third) = received.forever().nth(2) {
+                    std::process::exit(128 + third);
+                }
+            });
         }
         Ok(interrupt)
     }

@@ -8,6 +8,7 @@ mod content_hash;
 pub mod convert;
 mod error;
 pub mod files;
+mod fused_experts;
 pub mod gguf;
 mod header;
 mod hub_snapshot;

@@ -41,6 +41,7 @@ fn run(command: ModelCommand, context: Context<'_>) -> Result<()> {
         ModelCommand::Train(args) => commands::train::run(&args, log, interrupt, out),
         ModelCommand::Sequence(args) => commands::sequence::run(&args, log, interrupt, out),
         ModelCommand::Eval(args) => commands::eval::run(args, log, interrupt, out),
+        ModelCommand::Perplexity(args) => commands::perplexity::run(args, interrupt, out),
         ModelCommand::Route(args) => commands::moe::route(&args, interrupt, out),
         ModelCommand::RouterStates(args) => commands::moe::states(&args, interrupt, out),
         ModelCommand::TrainRouter(args) => commands::moe::train_router(&args, log, interrupt, out),

@@ -77,8 +77,13 @@ impl Tokenizer {
     }
 
     /// Whether a token is special, such as an end-of-turn token.
-    pub(crate) fn is_special(&self, id: u32) -> bool {
+    pub fn is_special(&self, id: u32) -> bool {
         self.inner.get_added_tokens_decoder().get(&id).is_some_and(|token| token.special)
+    }
+
+    /// Returns the id of the special token with this text, if there is one.
+    pub fn special_id(&self, text: &str) -> Option<u32> {
+        self.inner.token_to_id(text).filter(|&id| self.is_special(id))
     }
 
     /// Returns the token ids of `text` as in lm-evaluation-harness, depending on its setting `add_bos_token`.

@@ -55,8 +55,8 @@ pub struct ScoreArgs {
     /// Predictions files (.jsonl), or directories that contain them.
     #[arg(required = true)]
     predictions: Vec<PathBuf>,
-    /// Score by this metric instead of the one in each file: acc, acc_norm, first_char, exact_match, rouge_l, sari,
-    /// edit_similarity, gsm8k, gsm8k_cot.
+    /// Score by this metric instead of the one in each file: acc, acc_norm, probability_mass, first_char, exact_match,
+    /// rouge_l, sari, edit_similarity, gsm8k, gsm8k_cot.
     #[arg(long, value_parser = metric)]
     metric: Option<Metric>,
     /// Print JSON, in the format of scores.json.

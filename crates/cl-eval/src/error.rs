@@ -26,6 +26,14 @@ pub enum Error {
         /// Names of the known tasks.
         known: Vec<&'static str>,
     },
+    /// A table has no column of this name.
+    #[error("no column `{name}`; the columns are {}", columns.join(", "))]
+    NoColumn {
+        /// The name.
+        name: String,
+        /// Names of the columns.
+        columns: Vec<String>,
+    },
     /// A file that the task needs is missing.
     #[error("task `{name}`: {path} is missing; {needed}{}", or_fetched(dataset.as_deref()))]
     MissingFile {

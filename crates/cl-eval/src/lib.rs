@@ -16,7 +16,7 @@ pub use matrix::{
     Cell, Column, Group, MethodTable, ScoreMatrix, Table, mean_of_percentages, paper, ratio_of_means, summary_table,
     table_of,
 };
-pub use metrics::{Metric, Target};
+pub use metrics::{Gold, Metric, Target};
 pub use request::{
     Answered, BoxError, GenerateRequest, LanguageModel, Loglikelihood, LoglikelihoodRequest, Request, Response,
 };

@@ -33,14 +33,17 @@ pub enum KeyProblem {
     #[error("exactly one of [multiple_choice] and [generation] is required")]
     Kind,
     /// The metric is not one for multiple choice.
-    #[error("must be acc or acc_norm for [multiple_choice]")]
+    #[error("must be acc, acc_norm or probability_mass for [multiple_choice]")]
     NotForChoices,
     /// The metric is only for multiple choice.
-    #[error("must not be acc or acc_norm for [generation]")]
+    #[error("must not be acc, acc_norm or probability_mass for [generation]")]
     OnlyForChoices,
     /// The keys of a multiple-choice task do not fit together.
     #[error("requires either `context` and `choices`, or `contexts` and `continuation`")]
     Choices,
+    /// A multiple-choice task does not define which choices are right, or defines it twice.
+    #[error("requires either `gold` or `labels`")]
+    Right,
     /// A stop sequence is empty.
     #[error("must not contain an empty string, which would end every answer immediately")]
     EmptyStop,
@@ -91,6 +94,14 @@ pub enum TemplateProblem {
     /// It is not one of the choices.
     #[error("is {value:?}, expected the text of a choice or an index from 0 below {choices}")]
     NotAChoice {
+        /// Its value.
+        value: Value,
+        /// Number of choices.
+        choices: usize,
+    },
+    /// It is not a list with a label of every choice.
+    #[error("{}", shortened(&format!("is {value:?}, expected {choices} labels of 0 or 1, at least one of them 1")))]
+    NotLabels {
         /// Its value.
         value: Value,
         /// Number of choices.

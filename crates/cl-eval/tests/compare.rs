@@ -123,7 +123,17 @@ fn line(task: &str, document: usize, reference: &str, answer: &str) -> Predictio
     let response = Response::Text(answer.to_owned());
     let scores = Metric::FirstChar.scores(&target, &response);
     let (task, request) = (task.to_owned(), format!("{task} {reference} {}", document / 2 * 2)); // requests occur twice
-    Prediction { document, task, metric: Metric::FirstChar, request, model: None, response, target, scores }
+    Prediction {
+        document,
+        task,
+        metric: Metric::FirstChar,
+        request,
+        model: None,
+        response,
+        target,
+        scores,
+        unscored: false,
+    }
 }
 
 fn write(path: &Path, lines: &[Prediction]) {

@@ -194,8 +194,10 @@ fn harness_datasets() -> Files {
 fn parquet_of_the_hub_gives_the_requests_of_local_files() {
     let place = Place::new(harness_datasets());
     let names = ["arc_challenge", "commonsense_qa", "hellaswag", "openbookqa", "piqa", "winogrande", "gsm8k"];
+    let more = ["arc_easy", "boolq", "copa", "logiqa", "mathqa", "rte", "sciq", "social_iqa"];
+    let truthful = ["truthfulqa_mc1", "truthfulqa_mc2"];
     let subjects = ["mmlu_abstract_algebra", "mmlu_high_school_us_history", "mmlu_virology"];
-    for name in names.into_iter().chain(subjects) {
+    for name in names.into_iter().chain(more).chain(truthful).chain(subjects) {
         let fetched = place.load(name).unwrap_or_else(|e| panic!("{e}"));
         let options = TaskOptions { hub: None, ..place.options() };
         let local = load_task(name, &fixtures().join("requests"), options).unwrap();

@@ -4,6 +4,7 @@
 use std::io::Write;
 
 use cl_eval::metrics::{edit, exact, first_char, gsm8k, rouge, sari};
+use cl_eval::{Gold, Metric, Response, Target};
 use serde_json::Value;
 
 fn fixture(text: &str) -> Value {
@@ -72,6 +73,26 @@ fn numbers_are_extracted_and_compared_as_lm_eval_does() {
             assert_eq!(gsm8k::exact_match(flexible, reference), equal.as_f64().unwrap(), "{answer:?} {reference:?}");
         }
     }
+}
+
+#[test]
+fn probability_mass_is_that_of_truthfulqa_mc2() {
+    let fixture = fixture(include_str!("fixtures/mass.json"));
+    let rows = fixture["rows"].as_array().unwrap();
+    let mut between = 0;
+    for row in rows {
+        let labels = row[1].as_array().unwrap();
+        let right = (0..labels.len()).filter(|&i| labels[i] == 1).collect();
+        let choices = labels.iter().map(|label| label.to_string()).collect();
+        let target = Target::Choice { choices, gold: Gold::Several(right) };
+        let response: Response = serde_json::from_value(serde_json::json!({ "loglikelihoods": row[0] })).unwrap();
+        let (our, expected) =
+            (Metric::ProbabilityMass.scores(&target, &response)["probability_mass"], row[2].as_f64().unwrap());
+        // The probabilities are relative to the largest here, and NumPy sums them in another order.
+        assert!((our - expected).abs() <= 1e-14 && (0.0..=1.0).contains(&our), "{our} != {expected}: {row}");
+        between += usize::from(our > 0.01 && our < 0.99);
+    }
+    assert!(between >= 80, "{between} of {}", rows.len());
 }
 
 #[test]

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cl_eval::{
-    Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, Harness, LanguageModel, Loglikelihood,
-    LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Response, Scores, Target, Task, TaskOptions,
-    aggregate_group, evaluate, known_tasks, load_task, load_tasks, metrics::rouge, rescore,
+    Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, Gold, Harness, LanguageModel, Loglikelihood,
+    LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Resampling, Response, RunSettings, Scores, Target,
+    Task, TaskOptions, TaskResult, aggregate_group, compare, evaluate, known_tasks, load_task, load_tasks,
+    metrics::rouge, rescore, results,
 };
 use proptest::prelude::*;
 
@@ -530,7 +531,7 @@ fn a_task_of_one_s_own() {
 
     for (from, to, parts) in [
         ("metric =", "metrics =", ["capitals.toml", "unknown key `metrics` (did you mean `metric`?)"]),
-        ("\"acc\"", "\"rouge_l\"", ["capitals.toml: `metric`", "acc or acc_norm"]),
+        ("\"acc\"", "\"rouge_l\"", ["capitals.toml: `metric`", "acc_norm or probability_mass"]),
         ("{{ country }}", "{{ country", ["capitals.toml: `multiple_choice.context`", "syntax error"]),
         ("{{ country }}", "{{ land }}", ["capitals.jsonl: row 0", "`multiple_choice.context`: no `land`; the row has"]),
         ("\"cities\"", "\"country\"", ["capitals.jsonl: row 0", "expected a list of strings"]),
@@ -539,6 +540,16 @@ fn a_task_of_one_s_own() {
         ("\"capital\"", "\"{{ capital }}\"", ["`multiple_choice.gold`: is an expression", "remove {{"]),
         ("[\"capitals\"]", "[\"gone\"]", ["gone.jsonl is missing", "documents"]),
         ("gold =", "continuation = \"x\"\ngold =", ["`multiple_choice`", "either `context`"]),
+        ("gold =", "labels = \"[1, 0]\"\ngold =", ["capitals.toml: `multiple_choice`", "either `gold` or `labels`"]),
+        ("gold = \"capital\"", "", ["capitals.toml: `multiple_choice`", "either `gold` or `labels`"]),
+        ("gold = \"capital\"", "labels = \"[1]\"", ["row 0", "`multiple_choice.labels`: is [1], expected 2 labels"]),
+        (
+            "gold = \"capital\"",
+            "labels = \"[0, 2]\"",
+            ["row 0", "`multiple_choice.labels`: is [0, 2], expected 2 labels"],
+        ),
+        ("gold = \"capital\"", "labels = \"[0, 0]\"", ["row 0", "at least one of them 1"]),
+        ("gold = \"capital\"", "labels = \"capital\"", ["row 0", "`multiple_choice.labels`: is \"Paris\""]),
     ] {
         write(data.join("capitals.toml"), &CAPITALS.replacen(from, to, 1));
         let error = load_task("capitals.toml", data, TaskOptions::default()).err().unwrap().to_string();
@@ -562,6 +573,66 @@ fn a_task_of_one_s_own() {
         &format!("{own}generation = {{ prompt = \"{{{{ country }}}}\", target = \"{{{{ capital }}}}\" }}"),
     );
     assert_eq!(prompt(load_task("own.toml", data, options).unwrap().as_ref(), 0).max_new_tokens, 256);
+}
+
+/// A task with several right choices: loaded, answered, saved, scored again, and compared.
+#[test]
+fn several_choices_can_be_right() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let task = CAPITALS.replace("\"acc\"", "\"probability_mass\"").replace("gold = \"capital\"", "labels = \"right\"");
+    write(data.join("capitals.toml"), &task);
+    let row = r#"{"continent": "Asia", "country": "Japan", "cities": ["Osaka", "Tokyo", "Edo"], "right": [0, 1, 1]}"#;
+    write(data.join("capitals.jsonl"), &format!("{row}\n{}\n", row.replace("[0, 1, 1]", "[1, 0, 1]")));
+    let options = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
+    let task = load_task("capitals.toml", data, options).unwrap();
+    let Request::Loglikelihood(asked) = task.request(1) else { panic!() };
+    assert!(asked[0].context.contains("Japan? Tokyo\n\n"), "the first right choice is shown: {}", asked[0].context);
+    assert!(matches!(task.target(0), Target::Choice { gold: Gold::Several(right), .. } if right == [1, 2]));
+
+    // Only Tokyo is likely at all.
+    let predictions = data.join("predictions.jsonl");
+    let scores = run(task.as_ref(), |_| " Tokyo".to_owned(), &predictions);
+    assert_eq!(
+        (scores.main_metric.as_str(), scores.main(), scores.stderr["probability_mass"]),
+        ("probability_mass", 0.5, 0.5)
+    );
+    assert_eq!(rescore(task.as_ref(), &predictions).unwrap(), scores);
+    let text = std::fs::read_to_string(&predictions).unwrap();
+    assert!(text.contains(r#""gold":[1,2]"#) && text.contains(r#""gold":[0,2]"#), "{text}");
+    let (from_file, lines) = cl_eval::score_file(&predictions).unwrap().remove(0);
+    assert_eq!(from_file, scores);
+    assert_eq!(Metric::Acc.lacks(&lines[0].target), None);
+    assert_eq!(Metric::Acc.scores(&lines[0].target, &lines[0].response)["acc"], 1.0);
+    let result = TaskResult { scores: &scores, settings: task.settings(), original: None };
+    let json = results(&[result], &[], &RunSettings::default());
+    assert_eq!(json["results"]["capitals"]["acc,none"], 0.5);
+    assert_eq!(json["results"]["capitals"]["acc_stderr,none"], 0.5);
+
+    let other = data.join("other.jsonl");
+    run(task.as_ref(), |_| String::new(), &other); // all are equally unlikely
+    let comparison = compare(&predictions, &other, Resampling::default()).unwrap();
+    let of = &comparison.tasks[0].metrics["probability_mass"];
+    assert!(
+        (of.means.a - 0.5).abs() < 1e-15 && (of.means.b - 2.0 / 3.0).abs() < 1e-15 && of.mcnemar.is_none(),
+        "{of:?}"
+    );
+}
+
+#[test]
+fn a_fixed_number_of_shots_stays() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let options = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
+    write(data.join("capitals.jsonl"), CITIES);
+    for (shots, expected) in [("", 0), ("\nfewshot.num_fewshot = 1", 1), ("\nfewshot.num_fewshot = 2", 2)] {
+        let fixed = format!("fewshot.fixed = true{shots}");
+        write(data.join("capitals.toml"), &CAPITALS.replace("fewshot.exclude_document = true", &fixed));
+        let task = load_task("capitals.toml", data, options).unwrap();
+        let Request::Loglikelihood(asked) = task.request(0) else { panic!() };
+        assert_eq!(asked[0].context.matches("Capital of").count(), expected + 1);
+        assert_eq!(task.settings()["num_fewshot"], expected);
+    }
 }
 
 #[test]

@@ -108,6 +108,20 @@ pub enum HubError {
         #[source]
         problem: UploadProblem,
     },
+    /// The front matter of an existing card cannot be read.
+    #[error("{path}: the lines between `---` are not YAML ({message}); correct or remove them")]
+    Card {
+        /// The file.
+        path: PathBuf,
+        /// The parser's message.
+        message: String,
+    },
+    /// The output of a publication exists.
+    #[error("{path}: already exists; move it, or choose another output")]
+    Exists {
+        /// The output.
+        path: PathBuf,
+    },
     /// The cache cannot be written.
     #[error("{path}: cannot be written ({source}); set HF_HUB_CACHE to a writable folder")]
     Cache {

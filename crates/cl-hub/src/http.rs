@@ -24,6 +24,14 @@ const LARGEST_LISTING: u64 = 512 << 20;
 const LARGEST_FILE: u64 = 1 << 40;
 /// Number of consecutive failures after which a download is abandoned.
 const ATTEMPTS: usize = 3;
+/// Number of times that a request is sent if the server is busy.
+const PATIENCE: u32 = 6;
+/// Pause before the second attempt, doubled for each further one, unless the server states a pause.
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+/// Limit for the sum of all pauses of a request.
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
+/// Time between two checks for a stop request in a pause.
+const CHECK: Duration = Duration::from_millis(50);
 
 /// The files of a repository at a commit.
 #[derive(Deserialize)]
@@ -60,10 +68,53 @@ pub(crate) struct Client {
     pub(crate) agent: Agent,
     /// The token, as in the header.
     pub(crate) token: Option<String>,
+    /// Ends pauses between attempts.
+    pub(crate) interrupt: Interrupt,
+}
+
+/// The pauses between the attempts of one request.
+pub(crate) struct Pauses<'a> {
+    interrupt: &'a Interrupt,
+    attempts: u32,
+    spent: Duration,
+}
+
+impl Pauses<'_> {
+    pub(crate) fn new(interrupt: &Interrupt) -> Pauses<'_> {
+        Pauses { interrupt, attempts: 1, spent: Duration::ZERO }
+    }
+
+    /// Waits before the next attempt, for as long as the server asks. Returns false if there is no further attempt:
+    /// after a stop request, or if the pauses would be too many or too long.
+    pub(crate) fn wait(&mut self, asked: Option<Duration>) -> bool {
+        let pause = asked.unwrap_or(FIRST_PAUSE * 2u32.pow(self.attempts - 1));
+        self.spent = self.spent.saturating_add(pause);
+        if self.attempts >= PATIENCE || self.spent > LONGEST_PAUSE {
+            return false;
+        }
+        self.attempts += 1;
+        if !pause.is_zero() {
+            tracing::warn!("the server is busy; trying again in {:.1} s", pause.as_secs_f64());
+        }
+        let end = Instant::now() + pause;
+        while !self.interrupt.requested() {
+            let left = end.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return true;
+            }
+            std::thread::sleep(left.min(CHECK));
+        }
+        false
+    }
+}
+
+/// Returns the pause that a server asks for in seconds; dates are not read.
+pub(crate) fn retry_after(headers: &HeaderMap) -> Option<Duration> {
+    text(headers, "retry-after")?.trim().parse().ok().map(Duration::from_secs)
 }
 
 impl Client {
-    pub(crate) fn new(token: Option<&str>) -> Client {
+    pub(crate) fn new(token: Option<&str>, interrupt: &Interrupt) -> Client {
         let agent = Agent::config_builder()
             .http_status_as_error(false)
             .user_agent(concat!("cl-hub/", env!("CARGO_PKG_VERSION")))
@@ -76,7 +127,27 @@ impl Client {
             .timeout_per_read(Some(Duration::from_secs(60)))
             .build()
             .new_agent();
-        Client { agent, token: token.map(|t| format!("Bearer {t}")) }
+        Client { agent, token: token.map(|t| format!("Bearer {t}")), interrupt: interrupt.clone() }
+    }
+
+    /// Sends a request, again after a pause if it is rejected because of its rate, or, if it is `repeatable`, because
+    /// the server fails. Returns the last answer.
+    pub(crate) fn patiently(
+        &self,
+        url: &str,
+        repeatable: bool,
+        send: impl Fn() -> Result<Response<Body>, ureq::Error>,
+    ) -> Result<Response<Body>, HubError> {
+        let mut pauses = Pauses::new(&self.interrupt);
+        loop {
+            let response = send().map_err(|e| network(url, &e))?;
+            let status = response.status();
+            let again = status == 429 || (repeatable && status.is_server_error());
+            if !again || !pauses.wait(retry_after(response.headers())) {
+                let stopped = again && self.interrupt.requested();
+                return if stopped { Err(HubError::Interrupted { url: url.to_owned() }) } else { Ok(response) };
+            }
+        }
     }
 
     /// Returns commit and files of a revision.
@@ -85,7 +156,7 @@ impl Client {
         // Request file sizes, but not for data sets, which may have very many files.
         let sizes = if *kind == RepoKind::Model { "?blobs=true" } else { "" };
         let url = format!("{endpoint}/api/{}/{repo}/revision/{}{sizes}", kind.plural(), encoded(revision, false));
-        let mut response = self.checked(subject, &url, self.get(endpoint, &url, None))?;
+        let mut response = self.checked(subject, &url, self.get(endpoint, &url, None)?)?;
         let listing = |source| HubError::Answer { url: url.clone(), problem: AnswerProblem::Listing { source } };
         let text = response.body_mut().with_config().limit(LARGEST_LISTING).read_to_vec();
         let text = text.map_err(|e| network(&url, &e))?;
@@ -94,7 +165,11 @@ impl Client {
 
     /// Sends a request and follows redirects. The token is sent only to the Hub's own address (scheme, host and port),
     /// and not to the storage of large files.
-    fn get(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, ureq::Error> {
+    fn get(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, HubError> {
+        self.patiently(url, true, || self.get_once(endpoint, url, range))
+    }
+
+    fn get_once(&self, endpoint: &str, url: &str, range: Option<&str>) -> Result<Response<Body>, ureq::Error> {
         let mut at = url.to_owned();
         for _ in 0..10 {
             let mut request = self.agent.get(&at).header(header::ACCEPT_ENCODING, "identity");
@@ -119,11 +194,14 @@ impl Client {
     pub(crate) fn head(&self, subject: &Subject, url: &str) -> Result<Meta, HubError> {
         let mut at = url.to_owned();
         for _ in 0..5 {
-            let mut request = self.agent.head(&at).header(header::ACCEPT_ENCODING, "identity");
-            if let Some(token) = &self.token {
-                request = request.header(header::AUTHORIZATION, token);
-            }
-            let response = self.checked(subject, &at, request.call())?;
+            let answer = self.patiently(&at, true, || {
+                let mut request = self.agent.head(&at).header(header::ACCEPT_ENCODING, "identity");
+                if let Some(token) = &self.token {
+                    request = request.header(header::AUTHORIZATION, token);
+                }
+                request.call()
+            });
+            let response = self.checked(subject, &at, answer?)?;
             let headers = response.headers();
             match text(headers, "location") {
                 Some(to) if response.status().is_redirection() && to.starts_with('/') => {
@@ -165,6 +243,11 @@ impl Client {
             }
             match done {
                 Ok(()) => break,
+                // The request was already repeated.
+                Err(Received::Cut(cut @ Cut::Status { .. })) => {
+                    let problem = DownloadProblem::Interrupted { received: length, size: meta.size, cut };
+                    return Err(HubError::Download { url: url.to_owned(), problem });
+                }
                 // Some data arrived, so retry.
                 Err(Received::Cut(_)) if length > before || failures + 1 < ATTEMPTS => {
                     failures = if length > before { 0 } else { failures + 1 };
@@ -206,8 +289,9 @@ impl Client {
             Ok(response) if response.status().is_server_error() => {
                 return Err(Received::Cut(Cut::Status { status: response.status().as_u16() }));
             }
-            Err(error) => return Err(Received::Cut(Cut::Request { message: error.to_string() })),
-            answered => self.checked(subject, url, answered).map_err(Received::Refused)?,
+            Err(HubError::Network { message, .. }) => return Err(Received::Cut(Cut::Request { message })),
+            Err(error) => return Err(Received::Refused(error)),
+            Ok(response) => self.checked(subject, url, response).map_err(Received::Refused)?,
         };
         // A server that ignores the range sends the whole file.
         let range = text(response.headers(), "content-range").unwrap_or_default();
@@ -249,9 +333,8 @@ impl Client {
         &self,
         subject: &Subject,
         url: &str,
-        answer: Result<Response<Body>, ureq::Error>,
+        response: Response<Body>,
     ) -> Result<Response<Body>, HubError> {
-        let response = answer.map_err(|e| network(url, &e))?;
         let status = response.status().as_u16();
         let code = text(response.headers(), "x-error-code").unwrap_or_default();
         let has_token = self.token.is_some();
@@ -287,6 +370,12 @@ impl Client {
                 };
                 Err(HubError::Access { repo: subject.repo.to_owned(), status, hint })
             }
+            429 => {
+                let seconds = retry_after(response.headers()).map(|pause| pause.as_secs()).filter(|pause| *pause > 0);
+                let problem = AnswerProblem::RateLimited { seconds, has_token };
+                Err(HubError::Answer { url: url.to_owned(), problem })
+            }
+            500..=599 => Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Unavailable { status } }),
             _ => Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Status { status } }),
         }
     }
@@ -419,6 +508,28 @@ impl Progress {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pauses_are_bounded_and_end_with_a_stop_request() {
+        let interrupt = Interrupt::default();
+        let mut pauses = Pauses::new(&interrupt);
+        let at_once = Some(Duration::ZERO);
+        assert_eq!((0..10).filter(|_| pauses.wait(at_once)).count(), PATIENCE as usize - 1);
+        let start = Instant::now();
+        assert!(!Pauses::new(&interrupt).wait(Some(LONGEST_PAUSE + CHECK)));
+        assert!(!Pauses::new(&interrupt).wait(Some(Duration::MAX)));
+        let stop = interrupt.clone();
+        let stopping = std::thread::spawn(move || {
+            std::thread::sleep(Duration::from_millis(20));
+            stop.request();
+        });
+        assert!(!Pauses::new(&interrupt).wait(Some(Duration::from_secs(50))));
+        assert!(start.elapsed() < Duration::from_secs(25));
+        stopping.join().unwrap();
+        // All pauses together, if the server states none.
+        let whole: Duration = (0..PATIENCE - 1).map(|attempt| FIRST_PAUSE * 2u32.pow(attempt)).sum();
+        assert!(whole <= LONGEST_PAUSE);
+    }
 
     #[test]
     fn hashes_of_git() {

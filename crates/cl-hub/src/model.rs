@@ -101,7 +101,7 @@ impl Hub {
     /// Returns the errors of [`Hub::revision`] and [`Revision::fetch`], and [`HubError::Unusable`] if the repository
     /// contains no safetensors model, or no adapter.
     pub fn model(&self, repo: &Repo, part: Part, interrupt: &Interrupt) -> Result<Snapshot, HubError> {
-        let revision = self.revision(repo)?;
+        let revision = self.revision_interruptible(repo, interrupt)?;
         let mut names = needed(&revision, part)?;
         // Fetch the index first, because it determines which shards there are.
         names.sort_by_key(|name| name != INDEX);

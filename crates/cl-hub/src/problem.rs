@@ -15,6 +15,24 @@ pub enum AnswerProblem {
         /// The HTTP status.
         status: u16,
     },
+    /// Too many requests were sent.
+    #[error(
+        "HTTP 429, rate limited{}; wait{}",
+        seconds.map_or_else(String::new, |seconds| format!(" for {seconds} s")),
+        if *has_token { " and try again" } else { ", or set HF_TOKEN" }
+    )]
+    RateLimited {
+        /// The pause that the Hub asks for, if it states one.
+        seconds: Option<u64>,
+        /// Whether the requests had a token, for which the Hub allows more of them.
+        has_token: bool,
+    },
+    /// The server is busy or has a fault.
+    #[error("HTTP {status}: the server is busy or has a fault; try again later")]
+    Unavailable {
+        /// The HTTP status.
+        status: u16,
+    },
     /// There is no such file.
     #[error("no such file (HTTP 404)")]
     NoFile,
@@ -161,6 +179,12 @@ pub enum UploadProblem {
     /// There is no token.
     #[error("uploading needs a token with write access; set HF_TOKEN, or save it in HF_HOME/token")]
     NoToken,
+    /// The directory is a mixture of adapters.
+    #[error("{path}: publishing a mixture of adapters is not supported yet; publish its adapters one by one")]
+    Mixture {
+        /// The directory.
+        path: PathBuf,
+    },
     /// A file differs from its manifest.
     #[error("{path}: differs from manifest.json; restore it or create it again")]
     Changed {

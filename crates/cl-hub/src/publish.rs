@@ -4,10 +4,10 @@ use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::{MAX_CONFIG, MAX_TOKENIZER, read_file, read_text};
-use cl_checkpoint::{Adapter, Checkpoint, FileEntry, Manifest, OutputDir, Source, hash_file};
-use serde_json::Value;
+use cl_checkpoint::{Adapter, Checkpoint, FileEntry, HubSnapshot, Manifest, OutputDir, Source, hash_file};
+use serde_json::{Map, Value};
 
-use crate::card::{self, CardData, CardResult};
+use crate::card::{self, CardData, CardResult, FrontMatter};
 use crate::problem::UploadProblem;
 use crate::{Content, Hub, HubError, Repo, Upload};
 
@@ -58,7 +58,11 @@ impl Publication {
     /// # Errors
     /// Returns an error if the directory exists or is not writable, or a file cannot be read.
     pub fn write(&self, out: &Path) -> Result<(), HubError> {
-        OutputDir::check(out, false, &[])?;
+        OutputDir::check(out, false, &[]).map_err(|error| match error {
+            // There is no way to ask for overwriting.
+            cl_checkpoint::Error::Exists { path } => HubError::Exists { path },
+            error => error.into(),
+        })?;
         let part = out.with_file_name(format!(".{}.part", out.file_name().unwrap_or_default().to_string_lossy()));
         if part.exists() {
             std::fs::remove_dir_all(&part).map_err(HubError::io(&part))?;
@@ -82,7 +86,8 @@ impl Publication {
 ///
 /// The card has the front matter that the Hub reads, the text of an existing README.md, and sections about lineage,
 /// data, settings and scores. Base models are those named by repository in manifests, also through intermediate
-/// directories.
+/// directories. Values in the front matter of an existing README.md take precedence, except over `options`, and lists
+/// are united. An adapter names its base by repository and commit if these are known.
 ///
 /// # Errors
 /// Returns an error if the directory is neither a model nor an adapter, or one of its files is damaged, and
@@ -92,20 +97,107 @@ pub fn publish(dir: &Path, hub: &Hub, options: &PublishOptions) -> Result<Public
         let expected = "the name of a repository like `organization/name`";
         return Err(HubError::Name { name: options.repo.clone(), expected });
     }
-    let is_adapter = dir.join("adapter_config.json").is_file();
-    let named_base = if is_adapter {
-        Adapter::open(dir)?.config().base_model_name_or_path.clone()
+    if dir.join("mixture_config.json").is_file() {
+        let problem = UploadProblem::Mixture { path: dir.to_owned() };
+        return Err(HubError::Upload { repo: options.repo.clone(), problem });
+    }
+    let is_adapter = dir.join(ADAPTER_CONFIG).is_file();
+    let (named_base, architecture) = if is_adapter {
+        (Adapter::open(dir)?.config().base_model_name_or_path.clone(), None)
     } else {
-        Checkpoint::open(dir)?;
-        None
+        (None, Checkpoint::open(dir)?.config().get("architectures").and_then(|a| a.get(0)).cloned())
     };
     let manifest = dir.join("manifest.json").is_file().then(|| Manifest::read(dir)).transpose()?;
     let mut notes = Vec::new();
     let lineage = Lineage::of(manifest.as_ref(), named_base.as_deref());
-    let data = card_data(is_adapter, manifest.as_ref(), &lineage, hub, options, &mut notes)?;
-    let card = text(&data, dir, manifest.as_ref())?;
-    let files = files(dir, &card, manifest, &options.repo)?;
+    let readme = Readme::read(dir)?;
+    let is_unknown = |a: &Value| a.as_str().is_some_and(|name| UNKNOWN_TO_TRANSFORMERS.contains(&name));
+    let kind = Kind { is_adapter, loadable: !architecture.as_ref().is_some_and(is_unknown) };
+    let data = card_data(kind, manifest.as_ref(), &lineage, &readme.front_matter, hub, options, &mut notes)?;
+    let card = text(&data, &readme, manifest.as_ref());
+    let base = options.base_models.first().or(data.base_model.first());
+    let changed = match base.filter(|_| is_adapter) {
+        Some(base) => adapter_config(dir, base, &lineage)?,
+        None => {
+            notes.extend(named_base.as_deref().and_then(local_base));
+            None
+        }
+    };
+    let files = files(dir, &card, changed, manifest, &options.repo)?;
     Ok(Publication { card, files, notes })
+}
+
+/// The configuration of an adapter.
+const ADAPTER_CONFIG: &str = "adapter_config.json";
+
+/// Architectures of mixtures that Transformers cannot load.
+const UNKNOWN_TO_TRANSFORMERS: [&str; 4] =
+    ["MoeLlamaForCausalLM", "MoeMistralForCausalLM", "DeltaMoeLlamaForCausalLM", "DeltaMoeMistralForCausalLM"];
+
+/// What a directory contains.
+#[derive(Clone, Copy)]
+struct Kind {
+    is_adapter: bool,
+    /// Whether the libraries of the Hub can load it.
+    loadable: bool,
+}
+
+/// An existing card, with line feeds only.
+struct Readme {
+    front_matter: FrontMatter,
+    body: String,
+}
+
+impl Readme {
+    fn read(dir: &Path) -> Result<Readme, HubError> {
+        let path = dir.join("README.md");
+        let text = if path.is_file() { read_text(&path, MAX_CONFIG)? } else { String::new() };
+        let text = text.replace("\r\n", "\n");
+        let (front_matter, body) = card::split(&text);
+        let front_matter = FrontMatter::parse(front_matter).map_err(|message| HubError::Card { path, message })?;
+        Ok(Readme { front_matter, body: body.trim().to_owned() })
+    }
+}
+
+/// Returns an adapter's configuration that names its base by repository, and by commit if that is known; `None` if it
+/// already does.
+fn adapter_config(dir: &Path, base: &str, lineage: &Lineage) -> Result<Option<String>, HubError> {
+    let path = dir.join(ADAPTER_CONFIG);
+    let wrong = |e: serde_json::Error| HubError::Io { path: path.clone(), source: e.into() };
+    let mut config: Map<String, Value> = serde_json::from_slice(&read_file(&path, MAX_CONFIG)?).map_err(wrong)?;
+    let old = config.clone();
+    let base = Repo::parse_model(base).map_or_else(|| (base.to_owned(), None), |repo| (repo.name, repo.revision));
+    let same = config.get(BASE).and_then(Value::as_str) == Some(base.0.as_str());
+    let own = config.get(REVISION).and_then(Value::as_str).filter(|_| same).map(str::to_owned);
+    let of_manifest = || lineage.bases.iter().find(|repo| repo.name == base.0)?.revision.clone();
+    let revision = base.1.or(own).or_else(of_manifest);
+    config.insert(BASE.to_owned(), base.0.into());
+    match revision {
+        Some(revision) => {
+            config.insert(REVISION.to_owned(), revision.into());
+        }
+        // The revision of another base.
+        None if !same && config.contains_key(REVISION) => {
+            config.insert(REVISION.to_owned(), Value::Null);
+        }
+        None => {}
+    }
+    Ok((config != old).then(|| serde_json::to_string_pretty(&config).unwrap_or_default() + "\n"))
+}
+
+/// PEFT's keys of the base.
+const BASE: &str = "base_model_name_or_path";
+const REVISION: &str = "revision";
+
+/// Returns a note if an adapter names its base by a path.
+fn local_base(base: &str) -> Option<String> {
+    let is_path = Repo::parse_model(base).is_none() || Path::new(base).exists();
+    is_path.then(|| {
+        format!(
+            "{ADAPTER_CONFIG}: {BASE} is {base}, which is a path of this machine, and would be published; set the base's \
+             repository with --base-model ORG/NAME"
+        )
+    })
 }
 
 /// Where a model comes from.
@@ -115,13 +207,22 @@ struct Lineage {
     bases: Vec<Repo>,
     /// Local directories whose base is unknown.
     unknown: Vec<String>,
+    /// Directories that it was made from, directly or not.
+    local: Vec<String>,
+    /// Whether it is a mixture of models, or was made from one.
+    mixed: bool,
 }
 
 impl Lineage {
     fn of(manifest: Option<&Manifest>, named: Option<&str>) -> Lineage {
         let mut lineage = Lineage::default();
         lineage.follow(manifest, DEEPEST);
-        let named = named.filter(|name| !Path::new(name).exists()).and_then(Repo::parse_model);
+        let of_hub = |name: &str| {
+            let cached = HubSnapshot::of(Path::new(name)).map(|snapshot| snapshot.to_string());
+            let name = cached.or_else(|| (!Path::new(name).exists()).then(|| name.to_owned()))?;
+            Repo::parse_model(&name)
+        };
+        let named = named.and_then(of_hub);
         if let Some(repo) = named.filter(|_| lineage.bases.is_empty()) {
             lineage.bases.push(repo);
             lineage.unknown.clear();
@@ -130,6 +231,7 @@ impl Lineage {
     }
 
     fn follow(&mut self, manifest: Option<&Manifest>, depth: usize) {
+        self.mixed |= manifest.and_then(|m| m.config.as_ref()).is_some_and(|config| config.get("mix").is_some());
         for source in manifest.iter().flat_map(|m| &m.sources).filter(|s| is_model(s)) {
             let repo = Repo::parse_model(&source.path).filter(|repo| repo.revision.is_some());
             if let Some(repo) = repo {
@@ -138,6 +240,7 @@ impl Lineage {
                 }
                 continue;
             }
+            self.local.push(source.path.clone());
             match Manifest::read(Path::new(&source.path)) {
                 Ok(earlier) if depth > 0 && earlier.sources.iter().any(is_model) => {
                     self.follow(Some(&earlier), depth - 1);
@@ -149,27 +252,35 @@ impl Lineage {
 }
 
 fn is_model(source: &Source) -> bool {
-    matches!(source.role.as_str(), "base" | "model" | "tuned" | "expert" | "shared_expert")
+    matches!(source.role.as_str(), "base" | "model" | "tuned" | "expert" | "shared_expert" | "mixture")
 }
 
 fn card_data(
-    is_adapter: bool,
+    kind: Kind,
     manifest: Option<&Manifest>,
     lineage: &Lineage,
+    old: &FrontMatter,
     hub: &Hub,
     options: &PublishOptions,
     notes: &mut Vec<String>,
 ) -> Result<CardData, HubError> {
     let config = manifest.and_then(|m| m.config.as_ref());
     let has = |key: &str| config.is_some_and(|c| c.get(key).is_some());
-    let (merged, mixed) = (has("merge"), has("mix"));
-    let (relation, tags): (_, &[&str]) = match (is_adapter, mixed, merged) {
-        (true, ..) => ("adapter", &["lora"]),
-        (_, true, _) => ("merge", &["moe", "merge"]),
-        (.., true) => ("merge", &["merge"]),
+    let (relation, own_tags): (_, &[&str]) = match kind {
+        Kind { is_adapter: true, .. } => ("adapter", &["lora"]),
+        _ if lineage.mixed => ("merge", &["moe", "merge"]),
+        _ if has("train_router") => ("finetune", &["moe"]),
+        _ if has("merge") => ("merge", &["merge"]),
         _ => ("finetune", &[]),
     };
-    let mut base_model: Vec<String> = options.base_models.clone();
+    let name = |written: &String| Repo::parse_model(written).map_or_else(|| written.clone(), |repo| repo.name);
+    let mut base_model: Vec<String> = options.base_models.iter().map(name).collect();
+    if base_model.is_empty() {
+        base_model = old.list("base_model");
+        // Cards of our own commands name models as the configuration did.
+        let is_path = |name: &String| Path::new(name).exists() || lineage.local.contains(name);
+        base_model.retain(|name| Repo::parse_model(name).is_some() && !is_path(name));
+    }
     if base_model.is_empty() {
         base_model.extend(lineage.bases.iter().map(|repo| repo.name.clone()));
         if let Some(path) = lineage.unknown.first() {
@@ -179,12 +290,22 @@ fn card_data(
     if base_model.is_empty() {
         notes.push("the card has no base model; set it with --base-model ORG/NAME".to_owned());
     }
-    let license = options.license.clone().or_else(|| license(hub, &lineage.bases));
-    if license.is_none() {
+    let of_user = options.license.clone().or_else(|| old.word("license").map(str::to_owned));
+    let license = of_user.or_else(|| license(hub, &lineage.bases).filter(|_| !old.has("license")));
+    if license.is_none() && !old.has("license") {
         notes.push("the licence is unknown; set it with --license ID, such as apache-2.0".to_owned());
     }
-    let mut datasets: BTreeSet<String> = options.datasets.iter().cloned().collect();
-    datasets.extend(manifest.iter().flat_map(|m| &m.sources).filter_map(|source| dataset(&source.path)));
+    let mut own_datasets: BTreeSet<String> = options.datasets.iter().cloned().collect();
+    own_datasets.extend(manifest.iter().flat_map(|m| &m.sources).filter_map(|source| dataset(&source.path)));
+    let with = |key: &str, own: &mut dyn Iterator<Item = String>| {
+        let mut all = old.list(key);
+        own.for_each(|value| {
+            if !all.contains(&value) {
+                all.push(value)
+            }
+        });
+        all
+    };
     let mut results: Vec<CardResult> = Vec::new();
     for path in &options.results {
         let value: Value = serde_json::from_slice(&read_file(path, MAX_TOKENIZER)?)
@@ -195,13 +316,18 @@ fn card_data(
         }
         results.extend(of_file);
     }
+    let library_name = match old.word("library_name") {
+        Some("transformers") | None if !kind.loadable => None,
+        Some(of_user) => Some(of_user.to_owned()),
+        None => Some(if kind.is_adapter { "peft" } else { "transformers" }.to_owned()),
+    };
     Ok(CardData {
         license,
         base_model_relation: Some(relation),
         base_model,
-        datasets: datasets.into_iter().collect(),
-        tags: tags.iter().map(|tag| (*tag).to_owned()).collect(),
-        library_name: Some(if is_adapter { "peft" } else { "transformers" }),
+        datasets: with("datasets", &mut own_datasets.into_iter()),
+        tags: with("tags", &mut own_tags.iter().map(|tag| (*tag).to_owned())),
+        library_name,
         pipeline_tag: Some("text-generation"),
         name: options.repo.rsplit('/').next().unwrap_or_default().to_owned(),
         results,
@@ -235,11 +361,9 @@ fn shown(path: &str) -> String {
 }
 
 /// Returns the text of the card: front matter, existing text, and the contents of the manifest.
-fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<String, HubError> {
-    let readme = dir.join("README.md");
-    let old = if readme.is_file() { read_text(&readme, MAX_CONFIG)? } else { String::new() };
-    let body = card::split(&old).1.trim();
-    let mut out = data.front_matter();
+fn text(data: &CardData, readme: &Readme, manifest: Option<&Manifest>) -> String {
+    let body = &readme.body;
+    let mut out = data.united(&readme.front_matter);
     out += &if body.is_empty() { format!("# {}\n", data.name) } else { format!("{body}\n") };
     let cell = |text: &str| text.replace('|', "\\|");
     if let Some(manifest) = manifest {
@@ -279,7 +403,7 @@ fn text(data: &CardData, dir: &Path, manifest: Option<&Manifest>) -> Result<Stri
     if let Some(manifest) = manifest {
         out += &format!("\nMade with {} {}.\n", manifest.tool.name, manifest.tool.version);
     }
-    Ok(out)
+    out
 }
 
 /// Shortens paths of sources, and absolute paths in settings, to what a card should show: where files are on this
@@ -306,13 +430,23 @@ fn shorten(text: &mut String) {
     }
 }
 
-/// Returns all files of the directory with the new card, and a manifest that lists it.
-fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Result<Vec<Upload>, HubError> {
+/// Returns all files of the directory with the new card and a changed configuration of an adapter, and a manifest that
+/// lists them.
+fn files(
+    dir: &Path,
+    card: &str,
+    adapter_config: Option<String>,
+    manifest: Option<Manifest>,
+    repo: &str,
+) -> Result<Vec<Upload>, HubError> {
     let mut names = Vec::new();
     walk(dir, "", &mut names)?;
     names.retain(|name| name != "README.md" && name != "manifest.json");
     names.sort();
-    let file = |name: String| Upload { content: Content::File(dir.join(&name)), name };
+    let file = |name: String| match &adapter_config {
+        Some(text) if name == ADAPTER_CONFIG => Upload { name, content: Content::Bytes(text.clone().into_bytes()) },
+        _ => Upload { content: Content::File(dir.join(&name)), name },
+    };
     let mut files = vec![Upload { name: "README.md".to_owned(), content: Content::Bytes(card.as_bytes().to_vec()) }];
     files.extend(names.into_iter().map(file));
     if let Some(mut manifest) = manifest {
@@ -322,8 +456,11 @@ fn files(dir: &Path, card: &str, manifest: Option<Manifest>, repo: &str) -> Resu
                 return Err(HubError::Upload { repo: repo.to_owned(), problem: UploadProblem::Changed { path } });
             }
         }
-        let blake3 = blake3::hash(card.as_bytes()).to_hex().to_string();
-        manifest.files.insert("README.md".to_owned(), FileEntry { bytes: card.len() as u64, blake3 });
+        let written = [("README.md", Some(card)), (ADAPTER_CONFIG, adapter_config.as_deref())];
+        for (name, text) in written.into_iter().filter_map(|(name, text)| Some((name, text?))) {
+            let blake3 = blake3::hash(text.as_bytes()).to_hex().to_string();
+            manifest.files.insert(name.to_owned(), FileEntry { bytes: text.len() as u64, blake3 });
+        }
         without_directories(&mut manifest);
         let text = serde_json::to_string_pretty(&manifest).unwrap_or_default() + "\n";
         files.push(Upload { name: "manifest.json".to_owned(), content: Content::Bytes(text.into_bytes()) });

@@ -37,6 +37,18 @@ impl Hub {
     /// Returns an error if a name is invalid, if the repository or revision does not exist or is not accessible, if the
     /// Hub does not respond, or if the Hub is set to offline and the revision is not cached.
     pub fn revision<'a>(&'a self, repo: &'a Repo) -> Result<Revision<'a>, HubError> {
+        self.revision_interruptible(repo, &Interrupt::default())
+    }
+
+    /// Like [`Hub::revision`]; a stop request ends the pauses between requests to a busy server.
+    ///
+    /// # Errors
+    /// Returns the errors of [`Hub::revision`], and [`HubError::Interrupted`].
+    pub fn revision_interruptible<'a>(
+        &'a self,
+        repo: &'a Repo,
+        interrupt: &Interrupt,
+    ) -> Result<Revision<'a>, HubError> {
         check_name(repo.revision(), "a revision")?;
         let cache = RepoCache::new(&self.cache, repo);
         let mut revision =
@@ -51,7 +63,7 @@ impl Hub {
             revision.complete = complete;
             return Ok(revision);
         }
-        let info = Client::new(self.token.as_deref()).info(&revision.subject())?;
+        let info = Client::new(self.token.as_deref(), interrupt).info(&revision.subject())?;
         check_name(&info.sha, "a commit")?;
         revision.commit = info.sha;
         revision.files = info.siblings.into_iter().map(|s| RepoFile { name: s.rfilename, size: s.size }).collect();
@@ -97,7 +109,7 @@ impl Revision<'_> {
         let Subject { endpoint, repo, .. } = self.subject();
         let (prefix, commit) = (self.repo.kind.prefix(), &self.commit);
         let url = format!("{endpoint}/{prefix}{repo}/resolve/{commit}/{}", encoded(name, true));
-        let client = Client::new(self.hub.token.as_deref());
+        let client = Client::new(self.hub.token.as_deref(), interrupt);
         self.cache.prepare()?;
         let meta = client.head(&self.subject(), &url)?;
         let _lock = self.cache.lock(&meta.etag)?;

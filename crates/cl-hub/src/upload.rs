@@ -8,7 +8,6 @@ use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{Read, Seek, SeekFrom};
 use std::path::PathBuf;
-use std::time::Duration;
 
 use base64::Engine;
 use base64::engine::general_purpose::STANDARD;
@@ -18,14 +17,12 @@ use serde_json::{Value, json};
 use ureq::SendBody;
 use ureq::http::{Response, header};
 
-use crate::http::{Client, Subject, git_sha1, network, origin, sha256, text};
+use crate::http::{Client, Pauses, Subject, git_sha1, network, origin, retry_after, sha256, text};
 use crate::problem::{AnswerProblem, Cut, UploadProblem};
 use crate::{Hub, HubError, RepoKind};
 
 /// Maximum number of files in a request that asks how files are stored, or where to send them.
 const BATCH: usize = 100;
-/// Number of attempts to send a file or a part of it.
-const ATTEMPTS: u64 = 3;
 /// Number of bytes at the start of a file from which the Hub decides how it is stored.
 const SAMPLE: u64 = 512;
 /// Size limit for files that are not stored by LFS; the Hub does not accept larger ones either.
@@ -121,7 +118,7 @@ impl Hub {
         }
         let subject =
             Subject { endpoint: self.endpoint.trim_end_matches('/'), kind: RepoKind::Model, repo, revision: "main" };
-        let sender = Sender { client: Client::new(self.token.as_deref()), subject, interrupt };
+        let sender = Sender { client: Client::new(self.token.as_deref(), interrupt), subject, interrupt };
         sender.create(private)?;
         let mut prepared = files.iter().map(prepare).collect::<Result<Vec<_>, _>>()?;
         let mut done = Uploaded::default();
@@ -186,11 +183,11 @@ impl Sender<'_> {
         let url = format!("{}/api/repos/create", self.subject.endpoint);
         let (organization, name) = self.subject.repo.split_once('/').unwrap_or(("", self.subject.repo));
         let body = json!({ "type": "model", "organization": organization, "name": name, "private": private });
-        let answer = self.post(&url, "application/json", body.to_string().into_bytes());
+        let response = self.post(&url, "application/json", &body.to_string().into_bytes(), true)?;
         // The repository already exists.
-        match answer {
-            Ok(response) if response.status() == 409 => Ok(()),
-            answer => self.client.checked(&self.subject, &url, answer).map(|_| ()),
+        match response.status().as_u16() {
+            409 => Ok(()),
+            _ => self.client.checked(&self.subject, &url, response).map(|_| ()),
         }
     }
 
@@ -219,7 +216,7 @@ impl Sender<'_> {
                 asked.push(json!({ "path": file.upload.name, "size": file.size, "sample": STANDARD.encode(sample) }));
             }
             let body = json!({ "files": asked }).to_string().into_bytes();
-            let modes: Modes = self.answer(&url, "application/json", body)?;
+            let modes: Modes = self.answer(&url, "application/json", &body, true)?;
             for mode in modes.files {
                 if let Some(file) = chunk.iter_mut().find(|file| file.upload.name == mode.path) {
                     file.large = mode.upload_mode == "lfs";
@@ -242,7 +239,7 @@ impl Sender<'_> {
             "operation": "upload", "transfers": ["basic", "multipart"], "objects": objects, "hash_algo": "sha256",
             "ref": { "name": "main" },
         });
-        let batch: Batch = self.answer(&url, "application/vnd.git-lfs+json", body.to_string().into_bytes())?;
+        let batch: Batch = self.answer(&url, "application/vnd.git-lfs+json", &body.to_string().into_bytes(), true)?;
         let mut sent = 0;
         for object in batch.objects {
             let Some(file) = files.iter().find(|file| file.sha256 == object.oid) else { continue };
@@ -258,7 +255,8 @@ impl Sender<'_> {
             }
             if let Some(verify) = &actions.verify {
                 let body = json!({ "oid": file.sha256, "size": file.size }).to_string().into_bytes();
-                self.answer_of(&verify.href, self.post(&verify.href, "application/vnd.git-lfs+json", body))?;
+                let response = self.post(&verify.href, "application/vnd.git-lfs+json", &body, true)?;
+                self.answer_of(&verify.href, response)?;
             }
         }
         Ok(sent)
@@ -285,8 +283,8 @@ impl Sender<'_> {
             etags.push(json!({ "partNumber": number, "etag": etag }));
         }
         let body = json!({ "oid": file.sha256, "parts": etags }).to_string().into_bytes();
-        let answer = self.post(&action.href, "application/vnd.git-lfs+json", body);
-        self.answer_of(&action.href, answer).map(|_| ())
+        let response = self.post(&action.href, "application/vnd.git-lfs+json", &body, false)?;
+        self.answer_of(&action.href, response).map(|_| ())
     }
 
     /// Sends a range of a file to the storage. The address is signed, and the token is not sent.
@@ -298,7 +296,8 @@ impl Sender<'_> {
         range: std::ops::Range<u64>,
     ) -> Result<Response<ureq::Body>, HubError> {
         let io = |source| HubError::Io { path: PathBuf::from(&file.upload.name), source };
-        for attempt in 1.. {
+        let mut pauses = Pauses::new(self.interrupt);
+        loop {
             if self.interrupt.requested() {
                 return Err(self.failed(UploadProblem::Stopped));
             }
@@ -309,21 +308,22 @@ impl Sender<'_> {
             for (name, value) in headers.iter().filter_map(|(name, value)| Some((name, value.as_str()?))) {
                 request = request.header(name, value);
             }
-            let cut = match request.send(SendBody::from_reader(&mut part)) {
+            let (cut, pause) = match request.send(SendBody::from_reader(&mut part)) {
                 Ok(response) if response.status().is_success() => return Ok(response),
-                Ok(response) if !response.status().is_server_error() => {
-                    let (file, status) = (file.upload.name.clone(), response.status().as_u16());
-                    return Err(self.failed(UploadProblem::Storage { file, status }));
+                Ok(response) => {
+                    let (status, pause) = (response.status(), retry_after(response.headers()));
+                    if status != 429 && !status.is_server_error() {
+                        let (file, status) = (file.upload.name.clone(), status.as_u16());
+                        return Err(self.failed(UploadProblem::Storage { file, status }));
+                    }
+                    (Cut::Status { status: status.as_u16() }, pause)
                 }
-                Ok(response) => Cut::Status { status: response.status().as_u16() },
-                Err(error) => Cut::Request { message: error.to_string() },
+                Err(error) => (Cut::Request { message: error.to_string() }, None),
             };
-            if attempt == ATTEMPTS {
+            if !pauses.wait(pause) && !self.interrupt.requested() {
                 return Err(self.failed(UploadProblem::Failed { file: file.upload.name.clone(), cut }));
             }
-            std::thread::sleep(Duration::from_millis(500 * attempt));
         }
-        unreachable!("the last attempt returns")
     }
 
     /// Creates the commit, which is sent as lines of JSON.
@@ -351,30 +351,43 @@ impl Sender<'_> {
             lines += &format!("{entry}\n");
         }
         let url = format!("{}/api/models/{}/commit/main", self.subject.endpoint, self.subject.repo);
-        let committed: Committed = self.answer(&url, "application/x-ndjson", lines.into_bytes())?;
+        let committed: Committed = self.answer(&url, "application/x-ndjson", lines.as_bytes(), false)?;
         Ok(committed.commit_oid)
     }
 
-    /// Sends a request, with the token only if it goes to the Hub itself.
-    fn post(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<Response<ureq::Body>, ureq::Error> {
-        let mut request = self.client.agent.post(url).header(header::CONTENT_TYPE, kind);
-        if kind.starts_with("application/vnd.git-lfs") {
-            request = request.header(header::ACCEPT, kind);
-        }
-        if let Some(token) = self.client.token.as_ref().filter(|_| origin(url) == origin(self.subject.endpoint)) {
-            request = request.header(header::AUTHORIZATION, token);
-        }
-        request.send(&body[..])
+    /// Sends a request, with the token only if it goes to the Hub itself. It is sent again if the server is busy, and,
+    /// if it is `repeatable`, if the server fails.
+    fn post(&self, url: &str, kind: &str, body: &[u8], repeatable: bool) -> Result<Response<ureq::Body>, HubError> {
+        let send = || {
+            let mut request = self.client.agent.post(url).header(header::CONTENT_TYPE, kind);
+            if kind.starts_with("application/vnd.git-lfs") {
+                request = request.header(header::ACCEPT, kind);
+            }
+            if let Some(token) = self.client.token.as_ref().filter(|_| origin(url) == origin(self.subject.endpoint)) {
+                request = request.header(header::AUTHORIZATION, token);
+            }
+            request.send(body)
+        };
+        self.client.patiently(url, repeatable, send).map_err(|error| match error {
+            HubError::Interrupted { .. } => self.failed(UploadProblem::Stopped),
+            error => error,
+        })
     }
 
-    fn answer<T: serde::de::DeserializeOwned>(&self, url: &str, kind: &str, body: Vec<u8>) -> Result<T, HubError> {
-        let text = self.answer_of(url, self.post(url, kind, body))?;
+    fn answer<T: serde::de::DeserializeOwned>(
+        &self,
+        url: &str,
+        kind: &str,
+        body: &[u8],
+        repeatable: bool,
+    ) -> Result<T, HubError> {
+        let text = self.answer_of(url, self.post(url, kind, body, repeatable)?)?;
         let wrong = |source| HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Upload { source } };
         serde_json::from_slice(&text).map_err(wrong)
     }
 
-    fn answer_of(&self, url: &str, answer: Result<Response<ureq::Body>, ureq::Error>) -> Result<Vec<u8>, HubError> {
-        let mut response = self.client.checked(&self.subject, url, answer)?;
+    fn answer_of(&self, url: &str, response: Response<ureq::Body>) -> Result<Vec<u8>, HubError> {
+        let mut response = self.client.checked(&self.subject, url, response)?;
         if response.status().is_redirection() {
             return Err(HubError::Answer { url: url.to_owned(), problem: AnswerProblem::Redirected });
         }

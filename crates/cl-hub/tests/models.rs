@@ -251,3 +251,77 @@ fn a_directory_of_that_name_is_used_first() {
     let error = cl_checkpoint::Checkpoint::open(&located.dir).err().unwrap().to_string();
     assert_eq!(error, "o/m: not found; add --hub to download a model of the Hugging Face hub by this name");
 }
+
+#[test]
+fn busy_servers_are_asked_again() {
+    for status in ["429 Wait", "500 No", "503 Busy"] {
+        let mut count = 0;
+        loop {
+            let (server, cache) = (full(), tempfile::tempdir().unwrap());
+            (server.state().busy_at, server.state().busy_status) = (Some(count), status);
+            let (hub, repo) = (server.hub(cache.path()), repo("o/m"));
+            let revision = hub.revision(&repo).unwrap();
+            let paths = revision.fetch(&["model.safetensors".to_owned()], &Interrupt::default()).unwrap();
+            assert!(paths[0].is_file());
+            if server.state().busy_at.is_some() {
+                break;
+            }
+            count += 1;
+        }
+        assert_eq!(count, 4, "{status}: listing, headers, redirect, content");
+    }
+}
+
+#[test]
+fn a_server_that_stays_busy_is_an_error() {
+    let (server, cache) = (full(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    let after = |status: &'static str, seconds: u64, hub: &Hub| {
+        let mut state = server.state();
+        (state.busy, state.busy_status, state.retry_after) = (usize::MAX, status, seconds);
+        state.log.clear();
+        drop(state);
+        let error = model(hub, "o/m").unwrap_err().to_string();
+        (error, server.requests(""))
+    };
+    let (error, requests) = after("429 Wait", 0, &hub);
+    assert!(error.contains("/api/models/o/m") && error.contains("rate limited; wait, or set HF_TOKEN"), "{error}");
+    assert!((4..10).contains(&requests), "{requests}");
+    // A pause that is too long is not waited for.
+    let (error, requests) = after("429 Wait", 300, &hub);
+    assert!(error.contains("rate limited for 300 s; wait, or set HF_TOKEN"), "{error}");
+    assert_eq!(requests, 1);
+    let (error, _) = after("429 Wait", 0, &Hub { token: Some("t".to_owned()), ..hub.clone() });
+    assert!(error.ends_with("rate limited; wait and try again"), "{error}");
+    let (error, requests) = after("503 Busy", 0, &hub);
+    assert!(error.contains("HTTP 503") && error.contains("try again later") && requests > 3, "{error} {requests}");
+    // A missing repository is not asked for again.
+    server.state().busy = 0;
+    server.state().log.clear();
+    model(&hub, "o/none").unwrap_err();
+    assert_eq!(server.requests(""), 1);
+}
+
+#[test]
+fn a_request_to_stop_ends_the_wait() {
+    let (server, cache) = (full(), tempfile::tempdir().unwrap());
+    let hub = server.hub(cache.path());
+    {
+        let mut state = server.state();
+        (state.busy, state.busy_status, state.retry_after) = (usize::MAX, "503 Busy", 50);
+    }
+    let interrupt = Interrupt::default();
+    let stop = interrupt.clone();
+    let start = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while server.requests("") == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            stop.request();
+        });
+        let error = hub.model(&repo("o/m"), Part::Model, &interrupt).unwrap_err();
+        assert!(matches!(error, HubError::Interrupted { .. }), "{error}");
+    });
+    assert!(start.elapsed().as_secs() < 25);
+}

@@ -90,3 +90,53 @@ fn what_is_missing_is_said() {
     let wrong = message(Hub { token: Some("wrong".to_owned()), ..hub });
     assert!(wrong.contains("denied (HTTP 401)") && !wrong.contains("wrong"), "{wrong}");
 }
+
+#[test]
+fn uploads_to_busy_servers_are_sent_again() {
+    // Of a failing server, requests are repeated that have no effect of their own: all before the commit.
+    for (status, before) in [("429 Wait", usize::MAX), ("502 Bad", 5)] {
+        let mut count = 0;
+        loop {
+            let (server, folder) = (server(), tempfile::tempdir().unwrap());
+            let hub = Hub { token: Some("secret".to_owned()), ..server.hub(folder.path()) };
+            let files = files(folder.path());
+            server.state().busy_at = Some(count);
+            server.state().busy_status = status;
+            let done = upload(&hub, &files);
+            if server.state().busy_at.is_some() {
+                break;
+            }
+            match done {
+                Ok(done) => assert_eq!((done.sent, server.state().repos["me/model"].commits), (3, 1), "{count}"),
+                Err(error) => assert!(count >= before && error.to_string().contains("HTTP 502"), "{count}: {error}"),
+            }
+            count += 1;
+        }
+        assert_eq!(count, 6, "create, preupload, batch, storage, verify, commit");
+    }
+}
+
+#[test]
+fn a_request_to_stop_ends_the_wait_for_the_hub() {
+    let (server, folder) = (server(), tempfile::tempdir().unwrap());
+    let hub = Hub { token: Some("secret".to_owned()), ..server.hub(folder.path()) };
+    let files = files(folder.path());
+    {
+        let mut state = server.state();
+        (state.busy, state.busy_status, state.retry_after) = (usize::MAX, "429 Wait", 50);
+    }
+    let interrupt = Interrupt::default();
+    let stop = interrupt.clone();
+    let start = std::time::Instant::now();
+    std::thread::scope(|scope| {
+        scope.spawn(|| {
+            while server.requests("") == 0 {
+                std::thread::sleep(std::time::Duration::from_millis(5));
+            }
+            stop.request();
+        });
+        let error = hub.upload("me/model", true, &files, "Upload", &interrupt).unwrap_err().to_string();
+        assert!(error.contains("stopped; the same command resumes it"), "{error}");
+    });
+    assert!(start.elapsed().as_secs() < 25);
+}

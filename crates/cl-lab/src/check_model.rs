@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::Finding;
 use crate::findings::note;
-use crate::model_dir::{check_fits, open_checkpoint};
+use crate::model_dir::{check_fits, open_adapter, open_checkpoint};
 use crate::rounds::is_stack;
 
 /// Checks the base model of a run: headers, tensor names and shapes, tokenizer, and compatibility with `[train]`.
@@ -40,7 +40,7 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
     let stack = is_stack(train);
     if let Some(dir) = &train.initial_adapter {
         // The existing adapter determines the modules; `target_modules` is ignored.
-        if let Some(adapter) = note(Adapter::open(dir), findings) {
+        if let Some(adapter) = note(open_adapter(dir, base), findings) {
             note(check_fits(base, &adapter), findings);
             note(check_continued(&adapter, train), findings);
             if stack && adapter.config().use_dora {
@@ -67,7 +67,7 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
         olora.earlier.len()
     )));
     for dir in &olora.earlier {
-        if let Some(adapter) = note(Adapter::open(dir), findings) {
+        if let Some(adapter) = note(open_adapter(dir, base), findings) {
             note(check_fits(base, &adapter), findings);
             if stack {
                 note(check_frozen(&adapter), findings);

@@ -93,6 +93,18 @@ pub enum LabError {
         #[source]
         problem: OutputProblem,
     },
+    /// A file has plain texts, whose perplexity does not depend on the tokenizer, and other examples.
+    #[error("{path}: has both plain texts and examples with prompts; divide it into two files")]
+    MixedTexts {
+        /// The file.
+        path: PathBuf,
+    },
+    /// A file has no token whose likelihood could be computed.
+    #[error("{path}: has no token to predict")]
+    NothingToPredict {
+        /// The file.
+        path: PathBuf,
+    },
     /// A path to a file was given instead of a model directory.
     #[error("{path}: is a file; a model is a directory with config.json (`cl import-gguf` converts a GGUF file)")]
     NotADirectory {

@@ -64,7 +64,8 @@ pub struct MemoryPlan {
 impl MemoryPlan {
     /// Estimates training with the settings `train` a model with this `config.json`. Micro-batches are assumed to be
     /// full: `micro_batch_size` rows of `max_length` tokens (1,024 if it is not set). Sizes are those of a Llama model,
-    /// with adapters on every linear layer; the CUDA context is not included.
+    /// with experts if it is a mixture of MLPs, and with adapters on every linear layer; the CUDA context is not
+    /// included.
     pub fn new(model: &Map<String, Value>, train: &TrainConfig, gpus: &Gpus) -> MemoryPlan {
         let shape = Shape::of(model);
         let (all, adapter) = (shape.parameters(), train.lora.as_ref().map(|lora| shape.adapter(lora.r.unsigned_abs())));
@@ -79,7 +80,7 @@ impl MemoryPlan {
         let sizes = Sizes { shape: &shape, trained, full, base, kept, state, compute, ranks: gpus.count };
         let stages = [0, 1, 2, 3].map(|stage| sizes.of(stage, tokens, train));
         let operations = if full { 6 } else { 4 } + if train.activation_checkpointing { 2 } else { 0 };
-        let rate = |flops: f64| flops / (operations * all) as f64;
+        let rate = |flops: f64| flops / (operations * shape.parameters_per_token()) as f64;
         MemoryPlan { parameters: (all, trained), stages, tokens_per_second: gpus.flops().map(rate) }
     }
 

@@ -51,7 +51,7 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
             return Err(LabError::config(path, ConfigProblem::OutOfRange { key, value, most }));
         }
     }
-    if let Some(Metric::Acc | Metric::AccNorm) = config.eval.metric {
+    if config.eval.metric.is_some_and(Metric::is_for_choices) {
         return Err(LabError::config(path, ConfigProblem::ChoiceMetric));
     }
     Ok(())

@@ -12,7 +12,7 @@ use cl_train::{
 };
 
 use crate::kept;
-use crate::model_dir::{ModelRef, adapter_hash, open_checkpoint, open_model, verify};
+use crate::model_dir::{ModelRef, adapter_hash, open_adapter, open_checkpoint, open_model, verify};
 use crate::observe::tell;
 use crate::output::discard;
 use crate::rounds::is_stack;
@@ -248,7 +248,8 @@ pub(crate) fn plan_rows(
 /// O-LoRA's penalty. With the shape `stack`, the earlier adapters are also added to the model, frozen.
 fn orthogonality(input: &RoundInput<'_>, model: &mut Decoder) -> Result<Option<Orthogonality>, LabError> {
     let Some(olora) = &input.config.olora else { return Ok(None) };
-    let earlier = input.earlier.iter().map(|dir| Ok(Adapter::open(dir)?)).collect::<Result<Vec<_>, LabError>>()?;
+    let base = open_checkpoint(input.model.dir())?;
+    let earlier = input.earlier.iter().map(|dir| open_adapter(dir, &base)).collect::<Result<Vec<_>, LabError>>()?;
     if is_stack(input.config) {
         model.add_frozen(&earlier)?;
     }

@@ -3,17 +3,18 @@
 use cl_adapters::Mode;
 use cl_data::Tokenizer;
 use cl_model::{Decoder, PackedBatch};
-use cl_moe::{MixConfig, Pooling, router_states_spec};
+use cl_moe::{MixConfig, Pooling, router_states_metadata, router_states_spec};
 use cl_torch::tch::{Device, Kind, Tensor};
 use cl_train::Precision;
 use safetensors::tensor::TensorView;
 
+use crate::model_dir::{mixture_error, open_checkpoint};
 use crate::problem::ConfigProblem;
 use crate::{LabError, LoadedModel};
 
 /// Computes initial router weights, as the bytes of a safetensors file with one f32 tensor `layers.N` of shape
 /// `(experts, hidden)` per layer: for each expert, the mean of the layer's input hidden states over its positive
-/// prompts, minus the mean over its negative prompts. The same for a shared expert with prompts is in tensors
+/// prompts, minus the mean over its negative prompts (with [`Pooling::Embeddings`], one direction minus the other). The same for a shared expert with prompts is in tensors
 /// `shared_expert.layers.N` of shape `(1, hidden)`.
 ///
 /// # Errors
@@ -33,7 +34,9 @@ pub fn router_states(config: &MixConfig, precision: Precision, device: Device) -
         let view = TensorView::new(spec.dtype, spec.shape.clone(), bytes).expect("size matches the shape");
         (spec.name.clone(), view)
     });
-    Ok(safetensors::serialize(views, None).expect("names and shapes are valid"))
+    let base = open_checkpoint(&config.base_model)?;
+    let metadata = router_states_metadata(config, &base).map_err(mixture_error(&config.base_model))?;
+    Ok(safetensors::serialize(views, Some(metadata)).expect("names and shapes are valid"))
 }
 
 /// Prompts of an expert.
@@ -76,10 +79,18 @@ pub(crate) fn states_of(
     Ok(mean(prompts.negative)?.map_or(positive.shallow_clone(), |negative| positive - negative))
 }
 
-/// Computes the mean hidden states over prompts, of shape `(layers, hidden)`, in f32; `None` if there are no prompts.
+/// Computes the mean hidden states over prompts, of shape `(layers, hidden)`, in f32; `None` if there are no prompts. For
+/// embeddings it is the direction of the sum over all tokens of all prompts, with norm 1, as in mergekit-moe.
 pub(crate) fn mean_states(model: &Decoder, ids: &[Vec<u32>], pooling: Pooling) -> Result<Option<Tensor>, LabError> {
     let states = ids.iter().map(|ids| prompt_states(model, ids, pooling));
     let states = states.collect::<Result<Vec<Tensor>, LabError>>()?;
+    if pooling == Pooling::Embeddings && !states.is_empty() {
+        let tokens = ids.iter().map(|ids| ids.len() as f64);
+        let sum = states.iter().zip(tokens).map(|(mean, tokens)| mean * tokens).reduce(|a, b| a + b);
+        let sum = sum.expect("there are states");
+        let norm = sum.norm_scalaropt_dim(2.0, [-1i64], true).clamp_min(1e-8);
+        return Ok(Some(sum / norm));
+    }
     Ok((!states.is_empty()).then(|| Tensor::stack(&states, 0).mean_dim(0, false, Kind::Float)))
 }
 

@@ -48,7 +48,10 @@ impl LoadedModel {
         let model = Decoder::load(&checkpoint, options)?;
         let base = model_hash(dir)?;
         let format = quantization.map_or_else(String::new, |format| format!(":{}", format.name()));
-        let dtype = format!("{precision}{format}");
+        // Answers in the cache were decoded with a penalty of 1, unless their fingerprint says otherwise.
+        let penalty = Some(model.config.repetition_penalty).filter(|penalty| *penalty != 1.0);
+        let penalty = penalty.map_or_else(String::new, |penalty| format!(":repetition_penalty={penalty}"));
+        let dtype = format!("{precision}{format}{penalty}");
         let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, dtype };
         loaded.set_adapter(adapter)?;
         Ok(loaded)

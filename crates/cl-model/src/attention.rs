@@ -166,7 +166,10 @@ pub(crate) fn packed_causal(
     let longest = cu_seqlens.windows(2).map(|w| w[1] - w[0]).max().unwrap_or(0);
     let rule = AttentionRule { window: rule.window.filter(|&w| w < longest), ..rule };
     let half = matches!(q.kind(), Kind::Half | Kind::BFloat16);
-    if matches!(q.device(), Device::Cuda(_)) && half && rule.softcap.is_none() {
+    let head_dim = q.size()[2];
+    // What libtorch's kernel supports.
+    let supported = head_dim % 8 == 0 && head_dim <= 256;
+    if matches!(q.device(), Device::Cuda(_)) && half && supported && rule.softcap.is_none() {
         // The kernel's window excludes the query's own position.
         return flash_varlen(q, k, v, cu_tensor, longest, rule.scale(q), rule.window.map(|w| w - 1));
     }

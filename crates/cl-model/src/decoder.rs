@@ -453,6 +453,8 @@ impl Decoder {
     /// Returns [`AdapterError`] if the adapter is of an unsupported kind, has a module that this model does not have,
     /// or has factors of another shape.
     pub fn load_lora(&mut self, adapter: &Adapter, dropout: f64) -> Result<(), ModelError> {
+        let named = self.named(adapter);
+        let adapter = named.as_ref().unwrap_or(adapter);
         self.check_adapter(adapter)?;
         if self.quantization().is_some() {
             check_continued(adapter)?;
@@ -508,7 +510,10 @@ impl Decoder {
     /// Returns the errors of [`Decoder::load_lora`]; DoRA and adapters on the embedding are not supported.
     pub fn add_frozen(&mut self, adapters: &[Adapter]) -> Result<(), ModelError> {
         let mut updates: Vec<Vec<Lora>> = Vec::new();
-        for adapter in adapters {
+        let named: Vec<Option<Adapter>> = adapters.iter().map(|adapter| self.named(adapter)).collect();
+        let adapters: Vec<&Adapter> =
+            adapters.iter().zip(&named).map(|(a, named)| named.as_ref().unwrap_or(a)).collect();
+        for &adapter in &adapters {
             self.check_adapter(adapter)?;
             cl_adapters::check_frozen(adapter)?;
             cl_adapters::load_whole(adapter, &self.own_tensors(), self.config.tie_word_embeddings)?;
@@ -528,6 +533,11 @@ impl Decoder {
             layer.frozen.push(Frozen { a, b, scaling: 1.0, is_init_offset: false });
         }
         Ok(())
+    }
+
+    /// Returns an adapter of fused experts with this model's names, if it has others.
+    fn named(&self, adapter: &Adapter) -> Option<Adapter> {
+        adapter.named_for(&|module| self.adaptable().iter().any(|(name, ..)| *name == module))
     }
 
     /// Checks that the adapter has only supported features, and that its modules are layers of this model.

@@ -33,6 +33,14 @@ pub enum ModelError {
         /// The value.
         value: serde_json::Value,
     },
+    /// The repetition penalty of a model is not a positive number.
+    #[error("{path}: repetition_penalty {value} is not a number above 0")]
+    RepetitionPenalty {
+        /// The generation_config.json file.
+        path: PathBuf,
+        /// The value.
+        value: serde_json::Value,
+    },
     /// The shape of a tensor differs from what config.json implies.
     #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, the file has {got:?}")]
     Shape {
@@ -107,6 +115,30 @@ pub enum ModelError {
     EmptySequence {
         /// Position of the sequence in the request.
         index: usize,
+    },
+    /// A continuation has no token that could be scored.
+    #[error(
+        "the continuation {continuation:?} after {context:?} has no token of its own, so it has no likelihood; choose \
+         other texts, or another target_delimiter"
+    )]
+    NoContinuation {
+        /// End of the context.
+        context: String,
+        /// The continuation.
+        continuation: String,
+    },
+    /// A continuation has more tokens than the model can predict at once.
+    #[error(
+        "the continuation {continuation:?} has {tokens} tokens, more than the {max_length} that the model sees at once; \
+         shorten it, or raise max_length if it is below the model's context"
+    )]
+    LongContinuation {
+        /// Start of the continuation.
+        continuation: String,
+        /// Number of its tokens.
+        tokens: usize,
+        /// Maximum length of a sequence.
+        max_length: usize,
     },
     /// A generation setting is outside its range.
     #[error("{name} is {got}; expected {expected}")]

@@ -6,11 +6,11 @@ use cl_eval::{
     TokenRequest,
 };
 
-use crate::Decoder;
 use crate::continuous::generate_prompts;
 use crate::encoder::Encoder;
 use crate::generation::{Batching, GenerateOptions, Generation, Receiver};
-use crate::score::score;
+use crate::score::log_probs_from;
+use crate::{Decoder, Decoding, ModelError};
 
 /// A model with its tokenizer, which answers the requests of `cl-eval`.
 ///
@@ -105,7 +105,12 @@ impl LanguageModel for Scorer<'_> {
         answered: Answered<'_, Loglikelihood>,
     ) -> Result<(), BoxError> {
         let mut items = self.encoder().pairs(requests)?;
-        for (ids, from) in &mut items {
+        for ((ids, from), request) in items.iter_mut().zip(requests) {
+            let (tokens, max_length) = (ids.len() - *from, self.max_length);
+            if tokens > max_length {
+                let continuation = request.continuation.chars().take(40).collect();
+                return Err(ModelError::LongContinuation { continuation, tokens, max_length }.into());
+            }
             let cut = self.cut(ids, self.max_length + 1);
             *from = from.saturating_sub(cut).max(1);
         }
@@ -119,7 +124,7 @@ impl LanguageModel for Scorer<'_> {
         let sequences: Vec<&[u32]> = open.iter().map(|who| items[who[0]].0.as_slice()).collect();
         let from: Vec<usize> = open.iter().map(|who| items[who[0]].1).collect();
         let model = self.model;
-        score::<BoxError>(model, &sequences, &from, self.batch_tokens, &mut |place, tokens| {
+        log_probs_from::<BoxError>(model, &sequences, &from, self.batch_tokens, &mut |place, tokens| {
             let sum = tokens.iter().map(|t| t.0).sum();
             let answer = Loglikelihood { sum, greedy: tokens.iter().all(|t| t.1), tokens: tokens.len() };
             self.remember(&asked[open[place][0]], Answer::Loglikelihood(answer));
@@ -147,7 +152,7 @@ impl LanguageModel for Scorer<'_> {
         let limits: Vec<usize> = of.iter().map(|r| r.max_new_tokens).collect();
         let (model, eos) = (self.model, self.end_tokens());
         let batching = Batching::new(self.batch_sequences, self.batch_tokens);
-        let options = GenerateOptions { eos: &eos, batching, ..GenerateOptions::default() };
+        let options = GenerateOptions { eos: &eos, batching, decoding: self.decoding(), ..GenerateOptions::default() };
         let mut answers = Answers { scorer: self, requests: &of, asked: &asked, open: &open, answered };
         generate_prompts(model, &all, &limits, &options, &mut answers)
     }
@@ -190,6 +195,13 @@ impl Scorer<'_> {
         ids
     }
 
+    /// Greedy decoding with the model's own repetition penalty, as Transformers decodes by default.
+    fn decoding(&self) -> Decoding {
+        Decoding { repetition_penalty: self.model.config.repetition_penalty, ..Decoding::default() }
+    }
+
+    /// Whether the text ends. As in lm-eval, stop strings are also found in the text with special tokens, such as the
+    /// end of a turn; an answer never has them.
     fn reached_stop(&self, ids: &[u32], stop: &[String]) -> bool {
         if stop.is_empty() {
             return false;
@@ -197,6 +209,76 @@ impl Scorer<'_> {
         // A stop string appears in the last few tokens; decoding all tokens at each step would take quadratic time.
         let longest = stop.iter().map(String::len).max().unwrap_or(0);
         let tail = &ids[ids.len().saturating_sub(longest + 4)..];
-        self.tokenizer.decode(tail, true).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))
+        let found = |skip: bool| {
+            self.tokenizer.decode(tail, skip).is_ok_and(|text| stop.iter().any(|s| text.contains(s.as_str())))
+        };
+        found(true) || tail.iter().any(|&id| self.tokenizer.is_special(id)) && found(false)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cl_torch::tch::Kind;
+    use serde_json::json;
+
+    use super::*;
+    use crate::{LoadOptions, random_weights};
+
+    fn tokenizer() -> Tokenizer {
+        let special = json!({"id": 2, "content": "<end>", "single_word": false, "lstrip": false, "rstrip": false,
+            "normalized": false, "special": true});
+        let json = json!({"version": "1.0", "truncation": null, "padding": null, "added_tokens": [special],
+            "normalizer": null, "pre_tokenizer": null, "post_processor": null, "decoder": {"type": "Fuse"},
+            "model": {"type": "BPE", "vocab": {"a": 0, "b": 1}, "merges": []}});
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("tokenizer.json");
+        std::fs::write(&path, json.to_string()).unwrap();
+        Tokenizer::from_file(&path).unwrap()
+    }
+
+    fn model() -> Decoder {
+        let config = json!({
+            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 16, "intermediate_size": 16,
+            "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2, "vocab_size": 3,
+            "max_position_embeddings": 6, "rms_norm_eps": 1e-5, "rope_theta": 10000.0, "tie_word_embeddings": true,
+        });
+        random_weights(config.as_object().unwrap(), 3, LoadOptions::cpu(Kind::Float)).unwrap()
+    }
+
+    #[test]
+    fn a_special_token_can_be_a_stop_string() {
+        let (model, tokenizer) = (model(), tokenizer());
+        let scorer = Scorer::new(&model, &tokenizer);
+        let stops = |ids: &[u32], stop: &str| scorer.reached_stop(ids, &[stop.to_owned()]);
+        assert!(stops(&[0, 2], "<end>") && stops(&[0, 1], "ab") && stops(&[0, 2, 1], "<end>b"));
+        assert!(!stops(&[0, 1], "<end>") && !stops(&[2], "b"));
+    }
+
+    #[test]
+    fn the_models_own_repetition_penalty_changes_a_greedy_text() {
+        let (mut model, tokenizer) = (model(), tokenizer());
+        let text = |model: &Decoder| {
+            let request = GenerateRequest { prompt: "ab".to_owned(), max_new_tokens: 4, stop: Vec::new() };
+            let mut text = None;
+            let mut scorer = Scorer::new(model, &tokenizer);
+            scorer
+                .generate(&[request], &mut |_, answer| {
+                    text = Some(answer);
+                    Ok(())
+                })
+                .unwrap();
+            text.unwrap()
+        };
+        let plain = text(&model);
+        model.config.repetition_penalty = 1e6;
+        assert_ne!(plain, text(&model));
+    }
+
+    #[test]
+    fn a_continuation_that_does_not_fit_is_an_error() {
+        let (model, tokenizer) = (model(), tokenizer());
+        let request = LoglikelihoodRequest { context: "a".to_owned(), continuation: "b".repeat(7) };
+        let error = Scorer::new(&model, &tokenizer).loglikelihood(&[request], &mut |_, _| Ok(())).unwrap_err();
+        assert!(error.to_string().contains("has 7 tokens, more than the 6"), "{error}");
     }
 }

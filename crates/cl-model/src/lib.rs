@@ -51,6 +51,6 @@ pub use quantized::{check_continued, check_trained, is_quantizable};
 pub use random::random_weights;
 pub use router_loss::{RouterLosses, router_losses};
 pub use sampling::{Decoding, Sampling};
-pub use score::token_log_probs;
+pub use score::{log_probs_from, token_log_probs};
 pub use session::Session;
 pub use text_stream::TextStream;

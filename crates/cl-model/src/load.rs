@@ -10,7 +10,9 @@ use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{Quantization, kind_of, load_tensor};
 
 use crate::attention::{Attention, AttentionRule, Qkv};
-use crate::config::{ExpertGating, ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_eos};
+use crate::config::{
+    ExpertGating, ExpertLayout, ExpertModule, ModelConfig, NormPlacement, QkNorm, add_generation_config,
+};
 use crate::delta::{DeltaMlp, Deltas};
 use crate::feed_forward::{Experts, FeedForward, GateUp, Mlp, Shared};
 use crate::layer::{Layer, Norms};
@@ -140,7 +142,7 @@ fn from_checkpoint(
 ) -> Result<Decoder, ModelError> {
     let dir = checkpoint.dir();
     let mut config = ModelConfig::from_json(dir, checkpoint.config())?;
-    add_generation_eos(&mut config, dir)?;
+    add_generation_config(&mut config, dir)?;
     if config.tie_word_embeddings && has_own_head(checkpoint)? {
         tracing::warn!(
             "{}: config.json ties the output head to the embedding, but lm_head.weight differs from it; \

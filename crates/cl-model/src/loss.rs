@@ -1,6 +1,6 @@
 use cl_adapters::{Linear, Mode, TokenRows};
 use cl_data::Packed;
-use cl_torch::tch::{self, Kind, Tensor};
+use cl_torch::tch::{self, Device, Kind, Tensor};
 
 use crate::{Decoder, ModelError};
 
@@ -43,6 +43,8 @@ impl SupervisedLoss {
 
 /// Number of rows of logits in memory at the same time: with a vocabulary of 128,000, 256 rows take 131 MB in f32.
 const CHUNK: i64 = 256;
+/// The same on a GPU, where every chunk reads the whole output head from memory: 1 GB.
+const CHUNK_ON_GPU: i64 = 2048;
 
 /// Computes the cross-entropy loss and its gradient at the supervised positions of `x`, the residual stream
 /// `(tokens, hidden)` of `packed`.
@@ -77,8 +79,9 @@ pub fn supervised_loss(
         model.head_rows().map(|rows| (Factor::new(h.shallow_clone(), rows.values.to_kind(model.compute)), rows));
     let _no_graph = tch::no_grad_guard();
     let mut nll = Tensor::zeros([], (Kind::Double, model.device));
-    for start in (0..tokens as i64).step_by(CHUNK as usize) {
-        let len = CHUNK.min(tokens as i64 - start);
+    let chunk = if model.device == Device::Cpu { CHUNK } else { CHUNK_ON_GPU };
+    for start in (0..tokens as i64).step_by(chunk as usize) {
+        let len = chunk.min(tokens as i64 - start);
         let target = targets.narrow(0, start, len).unsqueeze(-1);
         let logits = factors.iter().map(|f| f.product(start, len)).reduce(|sum, part| sum + part);
         // As in PEFT, a sum of products in two dtypes is rounded to the dtype of the head.

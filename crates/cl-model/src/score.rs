@@ -5,7 +5,7 @@ use crate::prefix_tree::{Limits, PrefixTree, batches};
 use crate::{Decoder, ModelError};
 
 /// Natural log-probability of a token, and whether it was the most likely one.
-pub(crate) type Scored = (f64, bool);
+type Scored = (f64, bool);
 
 /// Returns the natural log-probability of every token of a sequence given the preceding tokens, starting with the
 /// second token, and whether it was the most likely one.
@@ -18,7 +18,7 @@ pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<
     }
     let mut all = vec![Vec::new(); sequences.len()];
     let from = vec![1; sequences.len()];
-    score(model, sequences, &from, usize::MAX, &mut |i, scored| {
+    log_probs_from(model, sequences, &from, usize::MAX, &mut |i, scored| {
         all[i] = scored;
         Ok::<(), ModelError>(())
     })?;
@@ -28,17 +28,21 @@ pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<
 /// Number of rows of logits that are in memory at the same time.
 const CHUNK: usize = 256;
 
-/// Scores the tokens of every sequence from position `from[i]` (at least 1) on, in batches of at most `rows` rows, and
-/// passes the scores of each sequence to the callback as soon as they are known.
+/// Computes what [`token_log_probs`] does, but only for the tokens of every sequence from position `from[i]` (at least
+/// 1) on, in batches of at most `rows` rows. The results of each sequence are passed to the callback, with its index,
+/// as soon as they are known.
 ///
 /// Shared prefixes are computed once, the last token of each sequence is not computed at all, and the output head is
 /// applied only to rows whose next token is scored: choices of a single token are read from one row.
-pub(crate) fn score<E: From<ModelError>>(
+///
+/// # Errors
+/// [`ModelError::TokenId`], [`ModelError::NotANumber`], [`ModelError::Torch`], and the callback's errors.
+pub fn log_probs_from<E: From<ModelError>>(
     model: &Decoder,
     sequences: &[&[u32]],
     from: &[usize],
     rows: usize,
-    scored: &mut dyn FnMut(usize, Vec<Scored>) -> Result<(), E>,
+    scored: &mut dyn FnMut(usize, Vec<(f64, bool)>) -> Result<(), E>,
 ) -> Result<(), E> {
     let _no_graph = tch::no_grad_guard();
     let (open, nothing): (Vec<usize>, Vec<usize>) = (0..sequences.len()).partition(|&i| sequences[i].len() > from[i]);
@@ -197,7 +201,7 @@ mod tests {
             let mut largest = 0f64;
             for rows in [1, 64, 256, 2048, 16384] {
                 let mut seen = vec![None; all.len()];
-                score::<ModelError>(&model, &slices, &from, rows, &mut |i, scored| {
+                log_probs_from::<ModelError>(&model, &slices, &from, rows, &mut |i, scored| {
                     assert!(seen[i].replace(scored).is_none(), "answered twice");
                     Ok(())
                 })
@@ -226,7 +230,7 @@ mod tests {
         let slices: Vec<&[u32]> = all.iter().map(Vec::as_slice).collect();
         let sums = |kind: Kind, rows: usize| {
             let mut sums = vec![0.0; all.len()];
-            score::<ModelError>(&model(2, None, kind), &slices, &from, rows, &mut |i, s| {
+            log_probs_from::<ModelError>(&model(2, None, kind), &slices, &from, rows, &mut |i, s| {
                 sums[i] = s.iter().map(|t| t.0).sum::<f64>() / s.len().max(1) as f64;
                 Ok(())
             })
@@ -240,7 +244,7 @@ mod tests {
             assert!(largest < 0.1, "{rows}: {largest}");
         }
         let mut calls = 0;
-        let stopped = score::<ModelError>(&model(2, None, Kind::Float), &slices, &from, 64, &mut |_, _| {
+        let stopped = log_probs_from::<ModelError>(&model(2, None, Kind::Float), &slices, &from, 64, &mut |_, _| {
             calls += 1;
             Err(ModelError::NotANumber)
         });

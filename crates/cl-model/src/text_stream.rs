@@ -5,7 +5,7 @@ use crate::ModelError;
 /// Decodes a stream of tokens to text incrementally, up to the first stop string.
 ///
 /// Returned text is never retracted: incomplete characters, and text that may be the start of a stop string, are held
-/// back. Special tokens have no text.
+/// back. Special tokens have no text, but one of them can be a stop string.
 ///
 /// A tokenizer with byte fallback decodes a run of byte tokens as a whole: an invalid UTF-8 byte can turn characters
 /// that have already been returned into U+FFFD. They remain in the stream; [`whole`](TextStream::whole) is exact.
@@ -25,6 +25,7 @@ use crate::ModelError;
 pub struct TextStream<'a> {
     tokenizer: &'a Tokenizer,
     stop: &'a [String],
+    stop_ids: Vec<u32>, // special tokens
     ids: Vec<u32>,
     // Tokens before `done` are in `text`. Those from `context` on are decoded again with each new token, because the
     // text of a token may depend on the token before it.
@@ -39,7 +40,8 @@ impl<'a> TextStream<'a> {
     /// Creates an empty stream, which ends before the first of the `stop` strings.
     pub fn new(tokenizer: &'a Tokenizer, stop: &'a [String]) -> TextStream<'a> {
         let (ids, text) = (Vec::new(), String::new());
-        TextStream { tokenizer, stop, ids, context: 0, done: 0, text, handed_out: 0, stopped: false }
+        let stop_ids = stop.iter().filter_map(|stop| tokenizer.special_id(stop)).collect();
+        TextStream { tokenizer, stop, stop_ids, ids, context: 0, done: 0, text, handed_out: 0, stopped: false }
     }
 
     /// Adds the next token and returns the text that has become final, which may be empty. After a stop string, tokens
@@ -48,6 +50,7 @@ impl<'a> TextStream<'a> {
     /// # Errors
     /// Returns an error if the tokenizer cannot decode the tokens.
     pub fn push(&mut self, id: u32) -> Result<&str, ModelError> {
+        self.stopped |= self.stop_ids.contains(&id);
         if !self.stopped {
             self.ids.push(id);
             let before = self.tokenizer.decode(&self.ids[self.context..self.done], true)?;
@@ -231,6 +234,15 @@ mod tests {
     fn special_tokens_have_no_text() {
         let (pieces, rest, _) = stream(of("a").chain([256]).chain(of("b")), &[]);
         assert_eq!((pieces.concat().as_str(), rest.as_str()), ("ab", ""));
+    }
+
+    #[test]
+    fn a_special_token_can_be_a_stop_string() {
+        let (pieces, rest, stopped) = stream(of("aE").chain([256]).chain(of("b")), &["<end>", "END"]);
+        assert_eq!((pieces.concat() + &rest, stopped), ("aE".to_owned(), true));
+        // Its text alone is not the token.
+        let (pieces, rest, stopped) = stream(of("a<en"), &["<end>"]);
+        assert_eq!((pieces.concat() + &rest, stopped), ("a<en".to_owned(), false));
     }
 
     #[test]

@@ -41,6 +41,30 @@ pub enum Error {
         /// The expected shape.
         expected: Vec<usize>,
     },
+    /// The hidden states for routers were made for something else.
+    #[error("{path}: {}; run `cl moe states` again with this configuration", of_other(key, found, expected))]
+    RouterStatesOrigin {
+        /// The file.
+        path: PathBuf,
+        /// `base`, `pooling` or `prompts`.
+        key: &'static str,
+        /// The file's.
+        found: String,
+        /// The mixture's.
+        expected: String,
+    },
+    /// The hidden states for routers have a value that is not finite.
+    #[error("{path}: {expert}: its hidden state in layer {layer} contains {value}; run `cl moe states` again")]
+    RouterStatesValue {
+        /// The file.
+        path: PathBuf,
+        /// The expert.
+        expert: String,
+        /// The layer, from 0.
+        layer: usize,
+        /// The value: NaN or an infinity.
+        value: f32,
+    },
     /// An input has a value that is not finite.
     #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
     NotFinite {
@@ -88,6 +112,14 @@ impl Problem {
 impl fmt::Display for Problem {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.place, self.kind)
+    }
+}
+
+fn of_other(key: &str, found: &str, expected: &str) -> String {
+    match key {
+        "pooling" => format!("made with the pooling `{found}`, but this mixture has `{expected}`"),
+        "prompts" => format!("made from other prompts (blake3 {found}) than this mixture's (blake3 {expected})"),
+        _ => format!("made with another {key} (blake3 {found}) than this mixture's (blake3 {expected})"),
     }
 }
 

@@ -31,6 +31,6 @@ pub use mix::{MixOptions, Summary, mix};
 pub use mixture::{Mixture, MixtureConfig, MixtureExpert, ModuleExperts, RouterLogits, RouterNorm, mixture_tensors};
 pub use model_info::{ModelBytes, ModelInfo};
 pub use plan::Plan;
-pub use router::{ROUTER_STATES, SHARED_STATES, router_states_spec};
+pub use router::{ROUTER_STATES, SHARED_STATES, router_states_metadata, router_states_spec};
 pub use storage::{ExpertStorage, low_rank_delta_tensors, parameters, sign_delta_tensors};
 pub use trained::{RouterWeights, save_mixture_with_routers, save_model_with_routers};

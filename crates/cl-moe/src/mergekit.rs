@@ -20,8 +20,7 @@ struct Document {
     dtype: Option<FloatType>,
     experts: Vec<Expert>,
     experts_per_token: Option<usize>,
-    #[serde(default)]
-    shared_experts: Vec<Expert>,
+    shared_experts: Option<Vec<Expert>>,
     architecture: Option<String>,
     /// Our extension: mergekit-moe always stores experts in full.
     #[serde(default)]
@@ -32,10 +31,8 @@ struct Document {
 #[serde(deny_unknown_fields)]
 struct Expert {
     source_model: PathBuf,
-    #[serde(default)]
-    positive_prompts: Vec<String>,
-    #[serde(default)]
-    negative_prompts: Vec<String>,
+    positive_prompts: Option<Vec<String>>,
+    negative_prompts: Option<Vec<String>>,
     noise_scale: Option<f64>,
     residual_scale: Option<f64>,
 }
@@ -53,7 +50,7 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
             problems.push(MergekitProblem::NotSupported { what });
         }
     };
-    let shared = document.shared_experts;
+    let shared = document.shared_experts.unwrap_or_default();
     refuse(shared.len() > 1, "more than one of `shared_experts`");
     refuse(shared.iter().any(|e| e.noise_scale.is_some_and(|s| s != 0.0)), "`noise_scale` of a shared expert");
     let architecture = document.architecture.as_deref().map(str::to_lowercase);
@@ -82,8 +79,8 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
     }
     let expert = |e: Expert| ExpertConfig {
         model: e.source_model,
-        positive_prompts: e.positive_prompts,
-        negative_prompts: e.negative_prompts,
+        positive_prompts: e.positive_prompts.unwrap_or_default(),
+        negative_prompts: e.negative_prompts.unwrap_or_default(),
     };
     Ok(MixConfig {
         base_model: document.base_model,
@@ -95,8 +92,8 @@ pub(crate) fn from_yaml(text: &str) -> Result<MixConfig, ConfigProblem> {
         shared_expert: shared.into_iter().next().map(|e| SharedExpert {
             model: e.source_model,
             residual_scale: e.residual_scale.unwrap_or(1.0),
-            positive_prompts: e.positive_prompts,
-            negative_prompts: e.negative_prompts,
+            positive_prompts: e.positive_prompts.unwrap_or_default(),
+            negative_prompts: e.negative_prompts.unwrap_or_default(),
         }),
         dtype: document.dtype,
         gateless: false,
@@ -145,6 +142,10 @@ mod tests {
         let message = from_yaml(&format!("{text}architecture: deepseek\n")).unwrap_err().to_string();
         assert!(message.contains("other than mixtral and qwen"), "{message}");
         assert_eq!(from_yaml(&format!("{text}shared_experts: []\n")).unwrap().shared_expert, None);
+        let nulls = "base_model: b\ngate_mode: random\nexperts_per_token:\nshared_experts: null\nexperts:\n  - source_model: x\n    \
+                     positive_prompts: null\n    negative_prompts:\n";
+        let absent = "base_model: b\ngate_mode: random\nexperts:\n  - source_model: x\n";
+        assert_eq!(from_yaml(nulls).unwrap(), from_yaml(absent).unwrap());
         let several = format!("{text}    noise_scale: 0.1\n{shared}  - source_model: z\n");
         let message = from_yaml(&several).unwrap_err().to_string();
         for part in ["`noise_scale`", "more than one of `shared_experts`"] {

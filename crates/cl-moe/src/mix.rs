@@ -217,8 +217,10 @@ fn card(plan: &Plan, toml: &str) -> String {
             "A model in a format of the `cl` tools, experts stored as differences from the base,"
         }
     };
+    let library =
+        if plan.config.architecture() == MixArchitecture::Moetify { "" } else { "library_name: transformers\n" };
     format!(
-        "---\nbase_model:\n{models}library_name: transformers\ntags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
+        "---\nbase_model:\n{models}{library}tags:\n- moe\n- merge\n- cl-moe\n---\n# Mixture of experts\n\n\
          {} of {} experts, {} for each token, made with cl-moe {}: {} parameters, {} active.\n\n## Configuration\n\n\
          All settings, defaults filled in, as in `{CONFIG_NAME}`:\n\n```toml\n{toml}```\n",
         kind,

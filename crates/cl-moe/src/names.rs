@@ -43,6 +43,25 @@ impl Layout<'_> {
         module.map(|&module| Replaced { layer, module, matrix })
     }
 
+    /// Whether a tensor, of any kind, belongs to a module that is replaced by experts.
+    pub(crate) fn is_of_module(&self, name: &str) -> bool {
+        let of_layer = name.strip_prefix("model.layers.").and_then(|rest| rest.split_once('.'));
+        let Some((Ok(layer), rest)) = of_layer.map(|(layer, rest)| (layer.parse::<usize>(), rest)) else {
+            return false;
+        };
+        if self.layers.is_some_and(|layers| !layers.contains(&layer)) {
+            return false;
+        }
+        match rest.split_once('.') {
+            Some(("mlp", _)) => self.modules.iter().any(|module| module.attention().is_none()),
+            Some(("self_attn", rest)) => {
+                let own = rest.split('.').next();
+                self.modules.iter().any(|module| module.attention().is_some() && module.attention() == own)
+            }
+            _ => false,
+        }
+    }
+
     /// Name of the weight of a routed expert.
     pub(crate) fn expert(&self, of: Replaced<'_>, expert: usize) -> String {
         // In moetify's format, the shared expert is the first one.
@@ -154,6 +173,17 @@ mod tests {
         assert_eq!(layout.expert(q, 2), "model.layers.1.self_attn.q_proj.experts.2.weight");
         let down = layout.replaced("model.layers.1.mlp.down_proj.weight").unwrap();
         assert_eq!(layout.router(down), "model.layers.1.mlp.down_proj.router");
+        for (name, is_of_module) in [
+            ("model.layers.1.mlp.gate_proj.bias", true),
+            ("model.layers.1.mlp.gate_proj.weight_scale", true),
+            ("model.layers.1.self_attn.q_proj.bias", true),
+            ("model.layers.1.self_attn.k_proj.bias", false),
+            ("model.layers.1.self_attn.rotary_emb.inv_freq", false),
+            ("model.layers.0.mlp.gate_proj.bias", false),
+            ("model.norm.weight", false),
+        ] {
+            assert_eq!(layout.is_of_module(name), is_of_module, "{name}");
+        }
         let of = |architecture, shared| Layout { architecture, modules: &[MixModule::Mlp], layers: None, shared };
         let name = "model.layers.1.mlp.down_proj.weight";
         let mixtral = of(MixArchitecture::Mixtral, false);

@@ -76,7 +76,15 @@ const FITS: [&str; 4] = ["hidden_size", "intermediate_size", "num_hidden_layers"
 /// Such keys for attention projections.
 const FITS_ATTENTION: [&str; 3] = ["num_attention_heads", "num_key_value_heads", "head_dim"];
 /// Keys that change the model in which an expert was trained.
-const BESIDE: [&str; 5] = ["model_type", "rope_theta", "rope_scaling", "rms_norm_eps", "tie_word_embeddings"];
+const BESIDE: [&str; 7] = [
+    "model_type",
+    "rope_theta",
+    "rope_scaling",
+    "rope_parameters",
+    "rms_norm_eps",
+    "tie_word_embeddings",
+    "vocab_size",
+];
 
 impl Plan {
     /// Opens all models and checks that they can form a mixture.
@@ -251,6 +259,9 @@ fn check_modules(config: &MixConfig, base: &Checkpoint, problems: &mut Vec<Probl
             if let Some(&layer) = layers.iter().find(|layer| **layer >= count) {
                 add("layers", MixProblem::Layer { layer, count });
             }
+            if let Some((_, &layer)) = layers.iter().enumerate().find(|(i, layer)| layers[..*i].contains(layer)) {
+                add("layers", MixProblem::LayerTwice { layer });
+            }
         }
         None => {}
     }
@@ -275,6 +286,12 @@ fn check_expert(
     }
     for key in BESIDE.iter().filter(differ) {
         notes.push(format!("{place}: `{key}` is {}, {} in the base, which counts", b[*key], a[*key]));
+    }
+    let beside: Vec<&str> =
+        expert.names().into_iter().filter(|name| layout.is_of_module(name) && base.info(name).is_none()).collect();
+    if let Some(first) = beside.first() {
+        let problem = MixProblem::Beside { count: beside.len(), first: (*first).to_owned() };
+        problems.push(Problem::new(&place, problem));
     }
     let replaced = base.names().into_iter().filter(|name| layout.replaced(name).is_some());
     for name in replaced {

@@ -1,9 +1,12 @@
 //! Router initialization: one row per layer and expert, `(experts, hidden)`, f32.
 
+use std::collections::{BTreeMap, HashMap};
+
+use cl_checkpoint::files::{MAX_TOKENIZER, read_file};
 use cl_checkpoint::{Checkpoint, Dtype, SafetensorsFile, TensorSource, TensorSpec, convert};
 use rand_chacha::ChaCha8Rng;
 use rand_chacha::rand_core::{RngCore, SeedableRng};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::{Error, MixConfig, RouterInit};
 
@@ -24,6 +27,57 @@ pub fn router_states_spec(config: &MixConfig, layers: usize, hidden: usize) -> V
     rows[..1 + usize::from(shared)].iter().copied().flat_map(of).collect()
 }
 
+/// Key of [`router_states_metadata`]. There is only one, because the format does not keep the order of several.
+const METADATA: &str = "router_states";
+/// Number of bytes at either end of a tensor that identify a base.
+const SAMPLE: usize = 4096;
+
+/// The `__metadata__` of a mixture's file of hidden states, as [`safetensors::serialize`] takes it: the pooling, and
+/// the hashes of the prompts and of the base, by which [`Plan`](crate::Plan) recognizes a file for something else. Of
+/// the base, the tokenizer and both ends of each tensor are read.
+///
+/// # Errors
+/// Returns [`Error::Checkpoint`] if a file of the base cannot be read.
+pub fn router_states_metadata(config: &MixConfig, base: &Checkpoint) -> Result<HashMap<String, String>, Error> {
+    let text = json!(origin(config, base)?).to_string();
+    Ok(HashMap::from([(METADATA.to_owned(), text)]))
+}
+
+/// What hidden states depend on.
+fn origin(config: &MixConfig, base: &Checkpoint) -> Result<BTreeMap<&'static str, String>, Error> {
+    let pooling = json!(config.router.pooling.unwrap_or_default());
+    let pooling = pooling.as_str().unwrap_or_default().to_owned();
+    Ok(BTreeMap::from([("base", base_hash(base)?), ("pooling", pooling), ("prompts", prompts_hash(config))]))
+}
+
+fn prompts_hash(config: &MixConfig) -> String {
+    let experts: Vec<Value> = config.experts.iter().map(|e| json!([e.positive_prompts, e.negative_prompts])).collect();
+    let shared = config.shared_expert.as_ref().map(|e| json!([e.positive_prompts, e.negative_prompts]));
+    let shared = shared.filter(|_| router_states_spec(config, 1, 1).len() > 1);
+    blake3::hash(json!([experts, shared]).to_string().as_bytes()).to_hex().to_string()
+}
+
+fn base_hash(base: &Checkpoint) -> Result<String, Error> {
+    let mut hasher = blake3::Hasher::new();
+    let mut names = base.names();
+    names.sort_unstable();
+    for name in names {
+        let info = base.info(name).expect("one of its names");
+        hasher.update(format!("{name}\0{:?}\0{:?}\0", info.dtype, info.shape).as_bytes());
+        let bytes = info.elements() * info.dtype.bitsize() / 8;
+        let mut sample = vec![0; bytes.min(SAMPLE)];
+        for start in [0, bytes - sample.len()] {
+            base.read(name, start, &mut sample)?;
+            hasher.update(&sample);
+        }
+    }
+    let tokenizer = base.dir().join("tokenizer.json");
+    if tokenizer.is_file() {
+        hasher.update(&read_file(&tokenizer, MAX_TOKENIZER)?);
+    }
+    Ok(hasher.finalize().to_hex().to_string())
+}
+
 /// Initial router weights of a mixture, layer by layer.
 pub(crate) struct RouterRows {
     init: RouterInit,
@@ -32,6 +86,8 @@ pub(crate) struct RouterRows {
     experts: usize,
     hidden: usize,
     states: Option<SafetensorsFile>,
+    /// Notes on the hidden states.
+    notes: Vec<String>,
 }
 
 /// Standard deviation of random rows: `initializer_range` of the models that mixtures are made of.
@@ -42,15 +98,18 @@ impl RouterRows {
     pub(crate) fn new(config: &MixConfig, base: &Checkpoint) -> Result<RouterRows, Error> {
         let number = |key: &str| base.config().get(key).and_then(Value::as_u64).unwrap_or(0) as usize;
         let (experts, hidden) = (config.experts.len(), number("hidden_size"));
-        let states = open_states(config)?;
+        let (states, mut notes) = (open_states(config)?, Vec::new());
         if let Some(file) = &states {
-            for spec in router_states_spec(config, number("num_hidden_layers"), hidden) {
+            notes.extend(check_origin(file, config, base)?);
+            let specs = router_states_spec(config, number("num_hidden_layers"), hidden);
+            for spec in specs.clone() {
                 let info = file.info(&spec.name);
                 if !info.is_some_and(|i| i.shape == spec.shape && i.dtype == spec.dtype) {
                     let (path, tensor, expected) = (file.path().to_owned(), spec.name, spec.shape);
                     return Err(Error::RouterStates { path, tensor, expected });
                 }
             }
+            notes.extend(check_rows(file, config, &specs, hidden)?);
         }
         Ok(RouterRows {
             init: config.router.init,
@@ -59,6 +118,7 @@ impl RouterRows {
             experts,
             hidden,
             states,
+            notes,
         })
     }
 
@@ -98,15 +158,97 @@ impl RouterRows {
 
     /// Notes for the user about the initialization.
     pub(crate) fn notes(&self) -> Vec<String> {
-        match self.init {
+        let mut notes = self.notes.clone();
+        notes.extend(match self.init {
             _ if self.gateless => Vec::new(),
             RouterInit::Uniform => {
                 vec!["router: all logits are 0, so every token goes to the first experts".to_owned()]
             }
             RouterInit::Random => vec!["router: random; train it, or every token goes to experts by chance".to_owned()],
             _ => Vec::new(),
+        });
+        notes
+    }
+}
+
+/// Checks that a file of hidden states was made for this mixture, if it says what it was made for. Returns a note if it
+/// decides something that the configuration leaves open.
+fn check_origin(file: &SafetensorsFile, config: &MixConfig, base: &Checkpoint) -> Result<Option<String>, Error> {
+    let Some(text) = file.metadata().get(METADATA) else { return Ok(None) };
+    let found: BTreeMap<String, String> = serde_json::from_str(text).unwrap_or_default();
+    let mut note = None;
+    for (key, expected) in origin(config, base)? {
+        let found = found.get(key).cloned().unwrap_or_else(|| "unknown".to_owned());
+        if found == expected {
+            continue;
+        }
+        let prompts = config.experts.iter().any(|e| !(e.positive_prompts.is_empty() && e.negative_prompts.is_empty()));
+        match key {
+            // `cl moe states --pooling` is the choice.
+            "pooling" if config.router.pooling.is_none() => {
+                note = Some(format!("{}: router.pooling is not set; the file's is {found}", file.path().display()));
+            }
+            "prompts" if !prompts => {}
+            _ => return Err(Error::RouterStatesOrigin { path: file.path().to_owned(), key, found, expected }),
         }
     }
+    Ok(note)
+}
+
+/// Checks that hidden states are finite. Returns notes on those that distinguish no experts.
+fn check_rows(
+    file: &SafetensorsFile,
+    config: &MixConfig,
+    specs: &[TensorSpec],
+    hidden: usize,
+) -> Result<Vec<String>, Error> {
+    let named = |tensor: &str, row: usize| match tensor.strip_prefix(SHARED_STATES) {
+        Some(_) => "shared_expert".to_owned(),
+        None => format!("experts[{row}] ({})", config.experts[row].model.display()),
+    };
+    // The layers of experts whose row is zero, and of pairs of experts whose rows are equal.
+    let (mut zero, mut equal) = (BTreeMap::<String, Vec<usize>>::new(), BTreeMap::<String, Vec<usize>>::new());
+    let mut layers = 0;
+    for TensorSpec { name, .. } in specs {
+        let layer = name.rsplit('.').next().and_then(|layer| layer.parse().ok()).expect("a name of ours");
+        layers = layers.max(layer + 1);
+        let mut values = convert::to_f32(Dtype::F32, file.bytes(name)?).expect("checked to be f32");
+        if let Some(index) = values.iter().position(|value| !value.is_finite()) {
+            let (path, expert, value) = (file.path().to_owned(), named(name, index / hidden), values[index]);
+            return Err(Error::RouterStatesValue { path, expert, layer, value });
+        }
+        values.chunks_exact_mut(hidden).for_each(normalize);
+        let rows: Vec<&[f32]> = values.chunks_exact(hidden).collect();
+        for (i, row) in rows.iter().enumerate() {
+            if row.iter().all(|x| *x == 0.0) {
+                zero.entry(named(name, i)).or_default().push(layer);
+                continue;
+            }
+            for j in (i + 1..rows.len()).filter(|&j| rows[j] == *row) {
+                equal.entry(format!("{} and {}", named(name, i), named(name, j))).or_default().push(layer);
+            }
+        }
+    }
+    let place = file.path().display();
+    let of_layers = |of: &[usize]| {
+        if of.len() == layers {
+            return "all layers".to_owned();
+        }
+        let numbers: Vec<String> = of.iter().map(usize::to_string).collect();
+        format!("layer{} {}", if of.len() == 1 { "" } else { "s" }, numbers.join(", "))
+    };
+    let zero = zero.iter().map(|(expert, of)| {
+        let of = of_layers(of);
+        format!(
+            "{place}: the row of {expert} is zero in {of}, so its logits are 0; its prompts must differ from its \
+             counterexamples"
+        )
+    });
+    let equal = equal.iter().map(|(pair, of)| {
+        let of = of_layers(of);
+        format!("{place}: the rows of {pair} are equal in {of}, so their logits are; give them other prompts")
+    });
+    Ok(zero.chain(equal).collect())
 }
 
 /// Opens the file of hidden states, if the initialization needs one.

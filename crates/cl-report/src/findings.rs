@@ -301,7 +301,13 @@ fn judged(finding: Finding, pairs: &[(f64, Option<f64>)]) -> Finding {
         let method = "both sides were run, but have no seed in common with all scores measured".to_owned();
         return Finding { method, verdict: Verdict::Inconclusive, ..finding };
     };
-    let (half, method) = match (deviation(&differences), pairs[0].1) {
+    let documents = pairs.iter().map(|p| p.1).sum::<Option<f64>>().map(|sum| sum / n as f64);
+    let (half, method) = match (deviation(&differences), documents) {
+        // Seeds that happen to agree say nothing about how much they vary.
+        (Some(0.0), error) => (
+            error.filter(|error| *error > 0.0).map(|error| 1.96 * error),
+            format!("{n} seeds with equal differences: ±1.96 standard errors over documents"),
+        ),
         (Some(deviation), _) => {
             let half = t_quantile(n - 1) * deviation / (n as f64).sqrt();
             (Some(half), format!("Student's t over {n} seeds, paired"))

@@ -293,8 +293,13 @@ impl<'r> Study<'r> {
     pub fn cost(&self, last: &Model<'r>) -> (Option<Value>, Option<Value>) {
         let parts = if last.kind == RowKind::Sequence { self.rounds_of(last) } else { vec![last] };
         let rows_of = |seed: u64| parts.iter().map(move |m| m.rows.iter().find(|r| r.seed == seed).copied());
+        // A study has the total of a sequence in its last row; finished runs have the cost of every round.
         let sum = |cost: fn(&ResultRow) -> Option<f64>| {
-            let of_seed = |r: &ResultRow| rows_of(r.seed).map(|row| cost(row?)).sum::<Option<f64>>();
+            let of_seed = |r: &ResultRow| {
+                let all: Vec<Option<f64>> = rows_of(r.seed).map(|row| cost(row?)).collect();
+                let only_last = all.iter().rev().skip(1).all(Option::is_none);
+                if only_last { all.last().copied().flatten() } else { all.into_iter().sum() }
+            };
             Value::over(&last.rows, of_seed, |_| None)
         };
         (sum(|r| r.seconds), sum(|r| r.bytes.map(|b| b as f64)))

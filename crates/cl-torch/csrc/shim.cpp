@@ -1,6 +1,7 @@
 // Functions of libtorch that tch does not bind: gradients with given output gradients, a custom autograd node, foreach
 // and fused optimizer kernels, and variable-length flash attention. Every entry point is a C function that catches C++
 // exceptions and keeps the text of the last one per thread.
+#include <ATen/Context.h>
 #include <ATen/core/Tensor.h>
 #include <ATen/ops/_flash_attention_forward.h>
 #include <ATen/ops/_foreach_mul.h>
@@ -23,6 +24,12 @@ thread_local std::string cl_error_text;
 extern "C" {
 
 const char* cl_last_error() { return cl_error_text.c_str(); }
+
+void cl_set_error(const char* text, size_t length) { cl_error_text.assign(text, length); }
+
+int cl_disable_cudnn_attention() {
+  return guarded([] { at::globalContext().setSDPUseCuDNN(false); });
+}
 
 int cl_backward(Tensor* const* outputs, Tensor* const* gradients, size_t n, int keep_graph) {
   return guarded([&] { torch::autograd::backward(gather(outputs, n), gather(gradients, n), keep_graph != 0); });
@@ -110,7 +117,7 @@ struct RustNode : torch::autograd::Function<RustNode> {
     for (auto& t : in) pointers.push_back(&t);
     Tensor* out = nullptr;
     TORCH_CHECK(closure->forward(closure->data, pointers.data(), pointers.size(), &out) == 0,
-                "the forward of a Rust autograd node failed");
+                "the forward of a Rust autograd node failed: ", cl_error_text);
     torch::autograd::variable_list result{*out};
     delete out;
     return result;
@@ -123,7 +130,7 @@ struct RustNode : torch::autograd::Function<RustNode> {
     std::vector<Tensor*> pointers, results(saved.size(), nullptr);
     for (auto& t : saved) pointers.push_back(&t);
     TORCH_CHECK(closure->backward(closure->data, pointers.data(), pointers.size(), &grads[0], results.data()) == 0,
-                "the backward of a Rust autograd node failed");
+                "the backward of a Rust autograd node failed: ", cl_error_text);
     torch::autograd::variable_list out;
     for (auto* t : results) {
       out.push_back(t ? *t : Tensor());

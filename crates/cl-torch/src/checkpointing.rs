@@ -1,3 +1,4 @@
+use std::any::Any;
 use std::ffi::{c_int, c_void};
 use std::mem::ManuallyDrop;
 use std::panic::{AssertUnwindSafe, catch_unwind};
@@ -99,7 +100,7 @@ extern "C" fn call(data: *mut c_void, _: *const T, _: usize, grad: T, grad_input
             unsafe { *grad_inputs = release(grad) };
             0
         }
-        Err(_) => -1,
+        Err(panic) => fail(&panic_text(panic.as_ref())),
     }
 }
 
@@ -124,7 +125,7 @@ extern "C" fn forward(data: *mut c_void, inputs: *const T, n: usize, output: *mu
             unsafe { *output = release(t) };
             0
         }
-        Err(_) => -1,
+        Err(panic) => fail(&panic_text(panic.as_ref())),
     }
 }
 
@@ -156,8 +157,22 @@ extern "C" fn recompute(data: *mut c_void, inputs: *const T, n: usize, grad: T, 
             }
             0
         }
-        _ => -1,
+        Ok(Err(error)) => fail(&error.to_string()),
+        Err(panic) => fail(&panic_text(panic.as_ref())),
     }
+}
+
+/// Passes a message on to the shim, which adds it to libtorch's error.
+fn fail(message: &str) -> c_int {
+    // SAFETY: the shim copies `length` bytes of the text.
+    unsafe { ffi::cl_set_error(message.as_ptr().cast(), message.len()) };
+    -1
+}
+
+fn panic_text(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<String>().map(String::as_str).or(panic.downcast_ref::<&str>().copied());
+    // A panic of tch contains a C++ stack trace.
+    text.and_then(|text| text.lines().next()).unwrap_or("panic").to_owned()
 }
 
 extern "C" fn free(data: *mut c_void) {
@@ -249,13 +264,15 @@ mod tests {
             i[0].tanh()
         });
         let y = y.unwrap();
-        assert!(backward(&[&y], &[&y.ones_like()]).is_err());
+        let message = backward(&[&y], &[&y.ones_like()]).unwrap_err().to_string();
+        assert!(message.contains("backward of a Rust autograd node failed: assertion"), "{message}");
     }
 
     #[test]
     fn a_panic_inside_is_an_error() {
         let x = leaf(&[2], 1.);
         let r = checkpoint(&[&x], |_| panic!("inside"));
-        assert!(r.is_err());
+        let message = r.unwrap_err().to_string();
+        assert!(message.contains("forward of a Rust autograd node failed: inside"), "{message}");
     }
 }

@@ -1,9 +1,10 @@
 use std::ffi::{CStr, CString};
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
 use tch::{Cuda, Device};
 
-use crate::{Rendezvous, TorchError};
+use crate::{Rendezvous, TorchError, ffi};
 
 /// Loads libtorch's CUDA library if there is one, so that a binary linked against the CPU libraries can use a GPU.
 ///
@@ -15,36 +16,66 @@ use crate::{Rendezvous, TorchError};
 /// Returns [`TorchError::Cuda`] if `CL_LIBTORCH_CUDA` is set and its library cannot be loaded. Without that variable, a
 /// missing CUDA library is not an error.
 pub fn load_cuda() -> Result<bool, TorchError> {
-    if let Some(folder) = std::env::var_os("CL_LIBTORCH_CUDA").filter(|v| !v.is_empty()) {
-        open(&Path::new(&folder).join("libtorch_cuda.so"))?;
-        return Ok(true);
+    let given = std::env::var_os("CL_LIBTORCH_CUDA").filter(|v| !v.is_empty()).map(PathBuf::from);
+    let folder = given.clone().or_else(|| loaded_libtorch_folder().filter(|f| f.join("libtorch_cuda.so").exists()));
+    let file = folder.as_deref().unwrap_or(Path::new("")).join("libtorch_cuda.so");
+    match open(&file) {
+        Ok(()) => {}
+        Err(error) if given.is_some() => return Err(error),
+        Err(error) => {
+            let _ = NOT_LOADED.set(error.to_string());
+            return Ok(false);
+        }
     }
-    let beside = loaded_libtorch_folder().map(|f| f.join("libtorch_cuda.so")).filter(|p| p.exists());
-    let file = beside.unwrap_or_else(|| PathBuf::from("libtorch_cuda.so"));
-    Ok(open(&file).is_ok())
+    if let Some(linalg) = folder.map(|f| f.join("libtorch_cuda_linalg.so")).filter(|p| p.exists()) {
+        // libtorch loads this library by its bare name when it is first needed, and finds it only if it is in a
+        // directory of the loader's search path or already loaded.
+        open(&linalg)?;
+    }
+    // cuDNN's attention compiles a kernel for every new length, and almost every batch here has new lengths.
+    TorchError::check("disabling cuDNN's attention", disable_cudnn_attention())?;
+    Ok(true)
 }
 
-/// Returns the device `name`: `auto` (the first GPU if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+/// Why the CUDA library was not loaded.
+static NOT_LOADED: OnceLock<String> = OnceLock::new();
+
+fn disable_cudnn_attention() -> std::ffi::c_int {
+    // SAFETY: sets a flag of libtorch's global context.
+    unsafe { ffi::cl_disable_cudnn_attention() }
+}
+
+/// Returns the device `name`: `auto` (a GPU as for `cuda` if there is one, else the CPU), `cpu`, `cuda` or `cuda:N`.
+///
+/// With `cuda`, each of several processes on a machine uses its own GPU, by its rank on this machine. If only one GPU is
+/// visible to the process, as when a launcher sets `CUDA_VISIBLE_DEVICES` for each, it uses that one.
 ///
 /// # Errors
 /// Returns [`TorchError::Device`] if the name is unknown or there is no such GPU.
 pub fn pick_device(name: &str) -> Result<Device, TorchError> {
+    let count = if Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
+    let error = |message: String| TorchError::Device { device: name.to_owned(), message };
     let index = match name {
-        "auto" => return Ok(Device::cuda_if_available()),
         "cpu" => return Ok(Device::Cpu),
-        // Each of several processes on one machine uses its own GPU.
-        "cuda" => Some(Rendezvous::from_env()?.map_or(0, |meeting| meeting.local_rank)),
+        "auto" if count == 0 => return Ok(Device::Cpu),
+        "auto" | "cuda" => {
+            let local_rank = Rendezvous::from_env()?.map_or(0, |meeting| meeting.local_rank);
+            Some(if count == 1 { 0 } else { local_rank })
+        }
         _ => name.strip_prefix("cuda:").and_then(|n| n.parse::<usize>().ok()),
     };
-    let error = |message: String| TorchError::Device { device: name.to_owned(), message };
     let index = index.ok_or_else(|| error("expected auto, cpu, cuda or cuda:N".to_owned()))?;
-    let count = if Cuda::is_available() { Cuda::device_count() as usize } else { 0 };
-    if index >= count {
-        return Err(error(format!(
-            "{count} GPUs visible; to use a GPU, set CL_LIBTORCH_CUDA to the lib directory of a CUDA build of torch 2.11.0"
-        )));
+    if index < count {
+        return Ok(Device::Cuda(index));
     }
-    Ok(Device::Cuda(index))
+    Err(error(match (count, NOT_LOADED.get()) {
+        (0, Some(reason)) => format!(
+            "no GPU, because libtorch's CUDA library is not loaded ({reason}); set CL_LIBTORCH_CUDA to the lib directory \
+             of a CUDA build of torch 2.11.0"
+        ),
+        (0, None) => "libtorch finds no GPU; check the driver with `nvidia-smi`, and CUDA_VISIBLE_DEVICES".to_owned(),
+        _ => format!("{count} GPUs visible, counted from 0"),
+    }))
 }
 
 fn open(file: &Path) -> Result<(), TorchError> {
@@ -82,6 +113,6 @@ mod tests {
     fn devices_by_name() {
         assert_eq!(pick_device("cpu").unwrap(), Device::Cpu);
         assert!(pick_device("gpu").unwrap_err().to_string().contains("expected auto, cpu, cuda or cuda:N"));
-        assert!(pick_device("cuda:99").unwrap_err().to_string().contains("CL_LIBTORCH_CUDA"));
+        assert!(pick_device("cuda:99").unwrap_err().to_string().contains("GPU"));
     }
 }

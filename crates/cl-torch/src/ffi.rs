@@ -27,6 +27,8 @@ pub(crate) struct Work {
 
 unsafe extern "C" {
     pub(crate) fn cl_last_error() -> *const c_char;
+    pub(crate) fn cl_set_error(text: *const c_char, length: usize);
+    pub(crate) fn cl_disable_cudnn_attention() -> c_int;
     pub(crate) fn cl_backward(outputs: *const T, gradients: *const T, n: usize, keep_graph: c_int) -> c_int;
     pub(crate) fn cl_grad(
         outputs: *const T,

@@ -1,7 +1,7 @@
 use std::sync::Arc;
 
 use cl_torch::tch::{Kind, Tensor};
-use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm};
+use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm, set_gradient};
 
 use crate::sharding::Sharding;
 use crate::{Ranks, TrainConfig, TrainError};
@@ -123,12 +123,14 @@ impl Optimizer {
         }
     }
 
-    /// Clears the gradients.
-    pub(crate) fn zero_grad(&mut self) {
+    /// Removes the gradients, so that they need no memory in the next forward pass, and so that a parameter without a
+    /// gradient in the next step (such as an expert without tokens) keeps its value, as with PyTorch's optimizers.
+    pub(crate) fn zero_grad(&mut self) -> Result<(), TrainError> {
         match &self.sharding {
             Some(sharding) => sharding.zero_grad(),
-            None => self.params.iter_mut().for_each(Tensor::zero_grad),
+            None => self.params.iter().try_for_each(|param| set_gradient(param, None))?,
         }
+        Ok(())
     }
 
     /// Gathers the full tensors of parameters or moments from this rank's shards `own`, each given with its parameter's

@@ -160,7 +160,7 @@ pub fn train(
         let grad_norm = optimizer.clip(config.max_grad_norm, ranks)?;
         finite(number, "grad_norm", grad_norm)?;
         optimizer.step(number, adamw(config, learning_rate))?;
-        optimizer.zero_grad();
+        optimizer.zero_grad()?;
         done = number;
 
         let seconds = started.elapsed().as_secs_f64();

@@ -110,4 +110,32 @@ pub enum AdapterProblem {
         /// Its shape.
         shape: Vec<usize>,
     },
+    /// A parameter of `target_parameters` is not supported, or contradicts the weights.
+    #[error(
+        "target_parameters `{parameter}`: {reason}; supported are gate_up_proj and down_proj of `mlp.experts` (Mixtral, \
+         Qwen2-MoE, Qwen3-MoE) and weights of two dimensions, such as mlp.gate.weight; otherwise merge the adapter with \
+         PEFT (merge_and_unload) and use the merged model"
+    )]
+    TargetParameter {
+        /// The parameter.
+        parameter: String,
+        /// What is wrong.
+        reason: &'static str,
+    },
+    /// The factors of a parameter of `target_parameters` have other shapes than its rank implies.
+    #[error(
+        "target_parameters `{parameter}`: adapter_config.json implies rank {rank}, lora_A is {a:?} and lora_B is {b:?}; \
+         expected [E·{rank}, in] and [out, E·{rank}] for E fused experts, with an even out for gate_up_proj, and E = 1 for \
+         a weight of two dimensions; save the adapter again with its PEFT version"
+    )]
+    TargetParameterShape {
+        /// The parameter.
+        parameter: String,
+        /// The rank according to the configuration.
+        rank: usize,
+        /// Shape of `lora_A`.
+        a: Vec<usize>,
+        /// Shape of `lora_B`.
+        b: Vec<usize>,
+    },
 }

@@ -8,6 +8,7 @@ mod finite;
 mod processes;
 mod round_trip;
 mod sharded;
+mod target_parameters;
 
 use std::fs;
 use std::path::Path;

@@ -12,13 +12,14 @@ pub struct DecodingArgs {
     /// Sample only from the most likely tokens whose probabilities sum to P (nucleus sampling).
     #[arg(long, value_name = "P", allow_negative_numbers = true)]
     pub top_p: Option<f64>,
-    /// Repetition penalty: positive logits of tokens in prompt and output are divided by R, negative ones multiplied.
-    #[arg(long, value_name = "R", default_value_t = 1.0, allow_negative_numbers = true)]
-    pub repetition_penalty: f32,
+    /// Repetition penalty: positive logits of tokens in prompt and output are divided by R, negative ones multiplied
+    /// [default: that of generation_config.json, or 1].
+    #[arg(long, value_name = "R", allow_negative_numbers = true)]
+    pub repetition_penalty: Option<f32>,
     /// Random seed of sampling [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Stop sequence: the output ends before it; may be repeated.
+    /// Stop sequence, which can be a special token: the output ends before it; may be repeated.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }

@@ -24,6 +24,8 @@ pub struct EvalArgs {
 pub enum EvalCommand {
     /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
+    /// Compute the loss on the examples of files, and the perplexity of plain text.
+    Perplexity(super::perplexity::Args),
 }
 
 /// Arguments of an evaluation.
@@ -32,9 +34,9 @@ pub struct Args {
     /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
-    /// arc_challenge, commonsense_qa, hellaswag, openbookqa, piqa, winogrande, dbpedia, amazon, yahoo, agnews; a
-    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of
-    /// multiple-choice questions.
+    /// arc_challenge, arc_easy, boolq, commonsense_qa, copa, hellaswag, logiqa, mathqa, openbookqa, piqa, rte, sciq,
+    /// social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande, dbpedia, amazon, yahoo, agnews; a directory in DATA with
+    /// a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,
     /// Directory of tasks, in TRACE's layout.
@@ -70,17 +72,18 @@ pub struct Args {
     /// Apply the model's chat template to the prompts.
     #[arg(long)]
     pub apply_chat_template: bool,
-    /// Format each few-shot example as a separate turn.
-    #[arg(long, requires = "apply_chat_template")]
-    pub fewshot_as_multiturn: bool,
+    /// Format each few-shot example as a separate turn [default: true with --apply-chat-template].
+    #[arg(long, requires = "apply_chat_template", num_args = 0..=1, require_equals = true, default_missing_value = "true", value_name = "BOOL")]
+    pub fewshot_as_multiturn: Option<bool>,
     /// System instruction, placed before the task's description.
     #[arg(long)]
     pub system_instruction: Option<String>,
     /// Whether to prepend BOS to every text [default: the tokenizer's behaviour].
     #[arg(long)]
     pub add_bos_token: Option<bool>,
-    /// The same for tasks of lm-evaluation-harness only: mmlu, arc_challenge, commonsense_qa, hellaswag, openbookqa,
-    /// piqa, winogrande, gsm8k, gsm8k_cot.
+    /// The same for tasks of lm-evaluation-harness only: mmlu, arc_challenge, arc_easy, boolq, commonsense_qa, copa,
+    /// hellaswag, logiqa, mathqa, openbookqa, piqa, rte, sciq, social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande,
+    /// gsm8k, gsm8k_cot.
     #[arg(long)]
     pub lm_eval_add_bos_token: Option<bool>,
     /// Which definitions apply. paper: as in the paper, tasks of lm-evaluation-harness without BOS, and MeetingBank

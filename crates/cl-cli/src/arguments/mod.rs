@@ -6,6 +6,7 @@ pub mod decoding;
 pub mod eval;
 pub mod generate;
 pub mod moe;
+pub mod perplexity;
 pub mod plan;
 pub mod prompts;
 pub mod ranks;
@@ -57,7 +58,7 @@ pub enum Command {
     Train(train::Args),
     /// Fine-tune a model on several tasks in sequence, and evaluate it on all of them after each round.
     Sequence(sequence::Args),
-    /// Evaluate a model on tasks, or compare two evaluations.
+    /// Evaluate a model on tasks or by its perplexity on texts, or compare two evaluations.
     Eval(eval::EvalArgs),
     /// Recompute scores from predictions files, without a model.
     Score(cl_eval::cli::ScoreArgs),

@@ -7,7 +7,7 @@ use cl_data::{ChatTemplate, Message};
 use cl_lab::LoadedModel;
 use cl_model::{GenerateOptions, Scorer, Session};
 
-use super::decoding::decoding;
+use super::decoding::{decoding, of_model};
 use super::input::Lines;
 use super::{chat_template, loaded, reply};
 use cl_cli::output::say;
@@ -32,6 +32,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     check_system(&template, args.system.as_deref())?;
     let loaded = loaded::open(&args.model, &args.adapter, args.precision, args.quantize.as_deref(), &args.device)?;
     let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
+    let decoding = of_model(decoding, &args.decoding, &loaded.model);
     let mut conversation = Conversation {
         args,
         template,

@@ -48,11 +48,13 @@ fn findings(args: &Args, interrupt: &Interrupt) -> Result<Vec<Finding>> {
     })
 }
 
-/// Whether a configuration is for router training: it has the table `[router]`, or names a mixture of adapters.
+/// Whether a configuration is for router training: it has the table `[router]`, or names a mixture of adapters. A study
+/// can have `[router]`, too, but also has tasks or rounds.
 fn is_router(text: &str, set: &[String]) -> bool {
     let table: toml::Table = toml::from_str(text).unwrap_or_default();
     let set = |key: &str| set.iter().any(|entry| entry.trim_start().starts_with(key));
-    table.contains_key("router") || table.contains_key("adapter") || set("router.") || set("adapter=")
+    let several = table.contains_key("tasks") || table.contains_key("rounds");
+    !several && (table.contains_key("router") || table.contains_key("adapter") || set("router.") || set("adapter="))
 }
 
 /// Whether a configuration is for a sequence: it has `tasks` or `[[rounds]]`, and its `data` is a path. A single round

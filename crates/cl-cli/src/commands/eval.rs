@@ -31,7 +31,7 @@ struct EvalRun<'a> {
 pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     super::locate(HubArgs { hub: args.hub }, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;
-    let ranks = Ranks::join(Duration::from_secs(args.rank_timeout))?;
+    let ranks = super::join_ranks(Duration::from_secs(args.rank_timeout), interrupt)?;
     if !ranks.is_first() {
         return super::in_silence(|| answer(args, &ranks, interrupt));
     }
@@ -44,7 +44,7 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
         num_fewshot: args.num_fewshot,
         fewshot_seed: Some(args.fewshot_seed),
         chat: render.as_ref().map(|r| r as _),
-        fewshot_as_multiturn: args.fewshot_as_multiturn,
+        fewshot_as_multiturn: args.fewshot_as_multiturn.unwrap_or(args.apply_chat_template),
         system_instruction: args.system_instruction.as_deref(),
         hub: hub.as_ref(),
         profile: args.profile,

@@ -1,6 +1,6 @@
 use std::io::Write;
 
-use anyhow::{Result, bail, ensure};
+use anyhow::{Result, ensure};
 use cl_checkpoint::Interrupt;
 use cl_checkpoint::files::write_file;
 use cl_cli::arguments::generate::Args;
@@ -8,15 +8,18 @@ use cl_lab::EvalConfig;
 use cl_model::{Batching, GenerateOptions, Generation, Receiver, Scorer, Session, TextStream, generate_each};
 use serde_json::json;
 
-use super::decoding::decoding;
+use super::decoding::{decoding, of_model};
 use super::prompts::{Prompt, prompts};
 use super::{loaded, reply};
 
 /// Runs the command.
 pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let decoding = decoding(&args.decoding)?;
-    if let Some(path) = args.out.as_deref().filter(|p| p.exists()) {
-        bail!("--out {}: already exists; remove it, or choose another file", path.display());
+    if let Some(path) = args.out.as_deref() {
+        ensure!(!path.exists(), "--out {}: already exists; remove it, or choose another file", path.display());
+        let parent = path.parent().filter(|parent| !parent.as_os_str().is_empty());
+        let missing = parent.filter(|parent| !parent.is_dir());
+        ensure!(missing.is_none(), "--out {}: its directory does not exist; create it first", path.display());
     }
     super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;
@@ -26,6 +29,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);
     let ids = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;
     let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
+    let decoding = of_model(decoding, &args.decoding, &loaded.model);
     let batching = Batching::new(args.batch_sequences, EvalConfig::default().batch_tokens);
     let options =
         GenerateOptions { max_new_tokens: args.max_new_tokens, eos: &eos, decoding, first_prompt: 0, batching };

@@ -9,6 +9,7 @@ pub mod generate;
 mod input;
 mod loaded;
 pub mod moe;
+pub mod perplexity;
 pub mod plan;
 mod prompts;
 mod reply;
@@ -19,11 +20,15 @@ pub mod train;
 mod units;
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::time::Duration;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
+use cl_cli::output::say;
 use cl_hub::{HubArgs, HubError, Names, Part};
-use cl_train::TrainConfig;
+use cl_train::{Ranks, TrainConfig};
 
 /// Reads a configuration file.
 pub fn read(path: &Path) -> Result<String> {
@@ -60,4 +65,23 @@ fn locate_training(
 /// Runs `work` without log messages. Used on all ranks except the first, which logs for all of them.
 fn in_silence<T>(work: impl FnOnce() -> T) -> T {
     tracing::subscriber::with_default(tracing::subscriber::NoSubscriber::new(), work)
+}
+
+/// Meets the other ranks, if there are any. A stop request during this time ends the process: nothing has been started,
+/// and waiting cannot be interrupted.
+pub fn join_ranks(timeout: Duration, interrupt: &Interrupt) -> Result<Ranks> {
+    let met = Arc::new(AtomicBool::new(false));
+    let (watched, interrupt) = (met.clone(), interrupt.clone());
+    std::thread::spawn(move || {
+        while !watched.load(Ordering::Relaxed) {
+            if let Some(code) = interrupt.exit_code() {
+                say("stopped while waiting for the other processes");
+                std::process::exit(code.into());
+            }
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    });
+    let ranks = Ranks::join(timeout);
+    met.store(true, Ordering::Relaxed);
+    Ok(ranks?)
 }

@@ -1,9 +1,10 @@
 use std::io::Write;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_cli::arguments::plan::Args;
 use cl_lab::{Gpus, MemoryPlan, read_train};
+use cl_model::{ExpertModule, ModelConfig};
 
 use super::units::bytes;
 
@@ -14,6 +15,13 @@ pub fn run(args: &Args, out: &mut impl Write) -> Result<()> {
     config.train.validate()?;
     let path = config.model.join("config.json");
     let model = serde_json::from_str(&read_text(&path, MAX_CONFIG)?).with_context(|| path.display().to_string())?;
+    let experts = ModelConfig::from_json(&config.model, &model)?.experts;
+    if experts.is_some_and(|e| e.storage.is_delta() || e.modules != [ExpertModule::Mlp]) {
+        bail!(
+            "{}: the memory of a mixture is estimated only if its experts are whole MLPs, stored in full",
+            path.display()
+        );
+    }
     let plan = MemoryPlan::new(&model, &config.train, &gpus);
     let (all, trained) = plan.parameters;
     let kind = gpus.name.as_deref().unwrap_or("GPU");

@@ -5,7 +5,6 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::sequence::Args;
 use cl_lab::{method_name, read_sequence, run_sequence_on, tables_of};
-use cl_train::Ranks;
 
 use crate::progress::Progress;
 
@@ -13,7 +12,7 @@ use crate::progress::Progress;
 pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Write) -> Result<()> {
     let mut config = read_sequence(&args.config, &super::read(&args.config)?, &args.set)?;
     super::locate_training(args.hub, &mut config.model, &mut config.train, interrupt)?;
-    let ranks = Ranks::join(args.ranks.timeout())?;
+    let ranks = super::join_ranks(args.ranks.timeout(), interrupt)?;
     if !ranks.is_first() {
         return super::in_silence(|| {
             run_sequence_on(&ranks, &config, &args.out, args.resume, interrupt, &mut |_| {})?;

@@ -1,6 +1,7 @@
 use std::io::Write;
 use std::num::NonZero;
 use std::path::Path;
+use std::time::Duration;
 
 use anyhow::Result;
 use cl_checkpoint::Interrupt;
@@ -8,6 +9,7 @@ use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::study::{Args, StageArgs};
 use cl_cli::light::report;
 use cl_lab::{PlannedStage, StudyConfig, StudyOptions, StudyPlan, ZeroStage, plan_study, read_study, run_study};
+use cl_report::{StudyResults, Written};
 
 use super::units::{bytes, count, time};
 use crate::progress::StudyProgress;
@@ -36,7 +38,7 @@ pub fn run_stages(
     let mut progress = StudyProgress::new(log);
     let results = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
     drop(progress);
-    report::print(&cl_report::write(&results, &dir.join("report"))?, out)
+    report::print(&write_report(&results, &dir.join("report"))?, out)
 }
 
 /// Converts the arguments to the options of a study.
@@ -101,4 +103,18 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
         writeln!(out, "time: {rate}")?;
     }
     Ok(())
+}
+
+/// Writes the report; if another process of the same study is just writing it, waits for that process.
+fn write_report(results: &StudyResults, out: &Path) -> Result<Written> {
+    const TRIES: usize = 600;
+    for _ in 0..TRIES {
+        match cl_report::write(results, out) {
+            Err(cl_report::Error::Checkpoint(cl_checkpoint::Error::Busy { .. })) => {
+                std::thread::sleep(Duration::from_millis(100));
+            }
+            written => return Ok(written?),
+        }
+    }
+    Ok(cl_report::write(results, out)?)
 }

@@ -20,7 +20,7 @@ pub fn run(args: &Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl Writ
             run_train_on(ranks, &config, &args.out, args.resume, interrupt, observer)
         }
     };
-    let ranks = Ranks::join(args.ranks.timeout())?;
+    let ranks = super::join_ranks(args.ranks.timeout(), interrupt)?;
     if !ranks.is_first() {
         return super::in_silence(|| {
             train(&ranks, &mut |_| {})?;

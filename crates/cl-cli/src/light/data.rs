@@ -113,7 +113,8 @@ fn text(tokenizer: &Tokenizer, encoded: &Encoded, plain: bool) -> Result<String>
     Ok(text)
 }
 
-fn columns(entries: &[String]) -> Result<Columns> {
+/// Parses the entries of `--columns`.
+pub fn columns(entries: &[String]) -> Result<Columns> {
     let mut columns = Columns::default();
     for entry in entries {
         let (key, field) = entry.split_once('=').with_context(|| format!("--columns {entry}: expected KEY=FIELD"))?;

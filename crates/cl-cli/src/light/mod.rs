@@ -14,7 +14,9 @@ use cl_checkpoint::Interrupt;
 use clap::CommandFactory;
 
 use crate::arguments::eval::{EvalArgs, EvalCommand};
-use crate::arguments::{Cli, Command, chat, check, eval, generate, moe, plan, reproduce, sequence, study, train};
+use crate::arguments::{
+    Cli, Command, chat, check, eval, generate, moe, perplexity, plan, reproduce, sequence, study, train,
+};
 
 /// A command that needs libtorch.
 pub enum ModelCommand {
@@ -28,6 +30,8 @@ pub enum ModelCommand {
     Sequence(sequence::Args),
     /// `cl eval`.
     Eval(eval::Args),
+    /// `cl eval perplexity`.
+    Perplexity(perplexity::Args),
     /// `cl moe states`.
     RouterStates(moe::StatesArgs),
     /// `cl moe route`.
@@ -66,6 +70,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Moe(moe::Command::Route(args)) => return Ok(Some(ModelCommand::Route(args))),
         Command::Moe(moe::Command::TrainRouter(args)) => return Ok(Some(ModelCommand::TrainRouter(args))),
         Command::Eval(EvalArgs { command, eval }) => match command {
+            Some(EvalCommand::Perplexity(args)) => return Ok(Some(ModelCommand::Perplexity(args))),
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,
             // Without a subcommand, the parser requires a model.
             None => return eval.map(ModelCommand::Eval).context("cl eval: no model given").map(Some),

@@ -185,7 +185,8 @@ fn memory_on_gpus_is_planned_from_the_configuration_alone() {
     world.write(
         "base/config.json",
         r#"{"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 32, "num_attention_heads": 32,
-            "num_key_value_heads": 8, "vocab_size": 128256}"#,
+            "num_key_value_heads": 8, "vocab_size": 128256, "architectures": ["LlamaForCausalLM"],
+            "max_position_embeddings": 8192, "rms_norm_eps": 1e-5, "rope_theta": 500000.0}"#,
     );
     let said =
         world.ok(["plan", "train.toml", "--gpus", "8xA100-80GB", "--set", "train.activation_checkpointing=true"]);
@@ -193,6 +194,9 @@ fn memory_on_gpus_is_planned_from_the_configuration_alone() {
     assert!(said.contains("\ntrain.zero_stage = 2 fits, with ") && said.contains(" tokens/s"), "{said}");
     let said = world.ok(["plan", "train.toml", "--gpus", "1x24GB"]);
     assert!(said.contains("no ZeRO stage fits") && !said.contains("tokens/s"), "{said}");
+    world.write("base/config.json", r#"{"architectures": ["GPT2LMHeadModel"], "model_type": "gpt2"}"#);
+    let said = world.fails(["plan", "train.toml", "--gpus", "1x24GB"]);
+    assert!(said.contains("`GPT2LMHeadModel` is not supported"), "{said}");
     let said = world.fails(["plan", "train.toml", "--gpus", "eight"]);
     assert!(said.contains("--gpus: `eight`: expected a number, a kind and its memory, such as 8xA100-80GB"), "{said}");
 }

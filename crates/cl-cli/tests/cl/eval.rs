@@ -54,6 +54,8 @@ fn a_limit_is_extended_later() {
     let table = world.ok(EVAL.iter().chain(&["--limit", "2"]));
     assert!(table.lines().nth(1).unwrap().ends_with(" 2"), "{table}");
     assert_eq!(world.lines("e/first.jsonl").len(), 6, "answers beyond the limit are kept");
+    let scored: serde_json::Value = serde_json::from_str(&world.ok(["score", "e/first.jsonl", "--json"])).unwrap();
+    assert_eq!(scored[0]["documents"], 2, "and not scored");
 }
 
 #[test]

@@ -108,6 +108,9 @@ fn mistakes_in_configurations_are_told_in_the_words_of_the_file() {
     told(&world, &["check", "lora.toml", "--set", "train.olora={lambda=[1,2,3,4,5,6,7,8,9]}"], &["olora.lambda", "9"]);
     told(&world, &["check", "lora.toml", "--set", "eval.metric=acc"], &["eval.metric"]);
     told(&world, &["check", "study.toml"], &["is the configuration of a study", "cl study"]);
+    world
+        .write("routed.toml", "name = 's'\nmodel = 'model'\ndata = 'data'\ntasks = ['first']\nseeds = [1]\n[router]\n");
+    told(&world, &["check", "routed.toml"], &["is the configuration of a study", "cl study"]);
     told(&world, &["train", "lora.toml", "--out", "r"], &["is the configuration of a sequence", "cl sequence"]);
     told(&world, &["sequence", "train.toml", "--out", "r"], &["is the configuration of a train run", "cl train"]);
     let facts = world.ok(["check", "lora.toml", "--set", "train.olora={lambda=[1, 2.5]}"]);
@@ -115,6 +118,11 @@ fn mistakes_in_configurations_are_told_in_the_words_of_the_file() {
     let zero = world.run(["eval", "model", "--tasks", "first", "--out", "e", "--batch-tokens", "0"]);
     assert!(zero.code == Some(2) && zero.stderr.contains("expected an integer of at least 1"), "{}", zero.stderr);
     assert!(!world.exists("r") && !world.exists("e"));
+    let facts = world.ok(["check", "train.toml", "--set", "train.warmup_steps=1000"]);
+    assert!(facts.contains("warmup_steps = 1000, but there are"), "{facts}");
+    world.write("p.jsonl", "{\"prompt\": \"a\"}\n");
+    let args = ["generate", "model", "--prompts", "p.jsonl", "--out", "none/x.jsonl"];
+    told(&world, &args, &["none/x.jsonl", "create it first"]);
 }
 
 #[test]

@@ -13,11 +13,14 @@ use crate::request::Response;
 pub enum Metric {
     /// `acc`: the correct choice has the highest log-likelihood. `acc_norm`: the correct choice has the highest
     /// log-likelihood divided by its number of characters (code points, without the leading space). The first of equal
-    /// values wins, as in lm-eval; NaN never wins.
+    /// values wins, as in lm-eval; NaN never wins. If several choices are correct, any of them may win.
     Acc,
     /// The scores of `acc`, with `acc_norm` as the main score, as is usual for ARC, HellaSwag, OpenBookQA and PIQA. For
     /// choices of equal length, such as letters, the two are the same.
     AccNorm,
+    /// `probability_mass`: the share of the correct choices in the sum of all choices' probabilities, as in TruthfulQA's
+    /// MC2.
+    ProbabilityMass,
     /// `first_char`: the first character of the stripped answer equals that of the reference, as the paper scores
     /// C-STANCE, FOMC and ScienceQA. `exact_match`: the whole strings are equal, as TRACE scores C-STANCE and FOMC (an
     /// answer limited to a few tokens cannot match a long reference such as ScienceQA's).
@@ -58,6 +61,7 @@ impl Metric {
                 let (acc, acc_norm) = choice::accuracies(target, response);
                 vec![("acc", acc), ("acc_norm", acc_norm)]
             }
+            Metric::ProbabilityMass => vec![("probability_mass", choice::probability_mass(target, response))],
             Metric::FirstChar => vec![
                 ("first_char", first_char::first_char(answer, reference)),
                 ("exact_match", exact::exact_match(answer, reference)),
@@ -97,11 +101,16 @@ impl Metric {
         scores.into_iter().map(|(name, value)| (name.to_owned(), value)).collect()
     }
 
+    /// Whether the metric is for multiple choice.
+    pub fn is_for_choices(self) -> bool {
+        matches!(self, Metric::Acc | Metric::AccNorm | Metric::ProbabilityMass)
+    }
+
     /// Returns what a target is missing to be scored by this metric; `None` if it can be scored.
     pub fn lacks(self, target: &Target) -> Option<&'static str> {
         match (self, target) {
-            (Metric::Acc | Metric::AccNorm, Target::Reference { .. }) => Some("it has no choices"),
-            (Metric::Acc | Metric::AccNorm, Target::Choice { .. }) => None,
+            (choices, Target::Reference { .. }) if choices.is_for_choices() => Some("it has no choices"),
+            (choices, Target::Choice { .. }) if choices.is_for_choices() => None,
             (_, Target::Choice { .. }) => Some("it has choices and no written reference"),
             (Metric::Sari, Target::Reference { source: None, .. }) => Some("its references come without a source"),
             (_, Target::Reference { .. }) => None,
@@ -113,6 +122,7 @@ impl Metric {
         match self {
             Metric::Acc => "acc",
             Metric::AccNorm => "acc_norm",
+            Metric::ProbabilityMass => "probability_mass",
             Metric::FirstChar => "first_char",
             Metric::ExactMatch => "exact_match",
             Metric::RougeL => "rouge_l",

@@ -13,7 +13,7 @@ pub mod sari;
 mod target;
 
 pub use metric::Metric;
-pub use target::Target;
+pub use target::{Gold, Target};
 
 pub(crate) use cl_data::python::is_space as python_space;
 

@@ -8,8 +8,8 @@ pub enum Target {
     Choice {
         /// The choices without the leading space; `acc_norm` divides by their lengths.
         choices: Vec<String>,
-        /// Index of the correct choice.
-        gold: usize,
+        /// The correct choice.
+        gold: Gold,
     },
     /// A reference answer.
     Reference {
@@ -19,4 +19,29 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<String>,
     },
+}
+
+/// The correct choice of a question, or several: an index or a list of indices in JSON.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub enum Gold {
+    /// Index of the correct choice.
+    One(usize),
+    /// Indices of the correct choices, in order.
+    Several(Vec<usize>),
+}
+
+impl Gold {
+    /// Returns the indices of the correct choices.
+    pub fn indices(&self) -> &[usize] {
+        match self {
+            Gold::One(index) => std::slice::from_ref(index),
+            Gold::Several(indices) => indices,
+        }
+    }
+
+    /// Returns the index of the first correct choice; 0 if there is none.
+    pub(crate) fn first(&self) -> usize {
+        self.indices().first().copied().unwrap_or(0)
+    }
 }

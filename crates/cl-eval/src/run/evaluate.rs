@@ -158,7 +158,8 @@ impl<'a> TaskRun<'a> {
         let scores = metric.scores(&target, &response);
         let (task, request, model) =
             (self.task.name().to_owned(), self.keys[document].clone(), self.fingerprint.clone());
-        let prediction = Prediction { document, task, metric, request, model, response, target, scores };
+        let unscored = false;
+        let prediction = Prediction { document, task, metric, request, model, response, target, scores, unscored };
         let io = |source| Error::Io { path: self.path.clone(), source };
         if let Some((file, _)) = &mut self.log {
             file.write_all(&to_jsonl(std::slice::from_ref(&prediction)).map_err(io)?).map_err(io)?;
@@ -180,7 +181,8 @@ impl<'a> TaskRun<'a> {
             })?;
             let (saved, target) = (&self.saved.lines[*line], self.task.target(document));
             let scores = metric.scores(&target, &saved.response);
-            Ok(Prediction { document, task: task.to_owned(), metric, target, scores, ..saved.clone() })
+            let (task, unscored) = (task.to_owned(), false);
+            Ok(Prediction { document, task, metric, target, scores, unscored, ..saved.clone() })
         };
         self.keys.iter().enumerate().map(one).collect()
     }

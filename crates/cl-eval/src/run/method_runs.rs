@@ -10,19 +10,24 @@ use crate::matrix::{Cell, Column, Group, MethodTable, ScoreMatrix};
 
 /// Reads completed runs as rows of one table: directories of `cl sequence` (their last round) or `cl eval`.
 ///
-/// The columns are those of the first sequence; without a sequence, all tasks of the first run, where those in `old`
-/// are old knowledge. The base is `base`, or else the first sequence's base model.
+/// The columns are those of the first sequence; without a sequence, all tasks and groups of tasks of the first run, where
+/// those in `old` are old knowledge. Members of a group have no columns of their own. The base is `base`, or else the first sequence's base model.
 ///
 /// # Errors
-/// Returns an error if a directory is not a run of either command, or its files cannot be read.
+/// Returns [`Error::NoColumn`] if a name in `old` is not a column, and an error if a directory is not a run of either
+/// command, or its files cannot be read.
 pub fn method_table(runs: &[(String, PathBuf)], base: Option<&Path>, old: &[String]) -> Result<MethodTable, Error> {
     let opened = runs.iter().map(|(_, dir)| FinishedRun::open(dir)).collect::<Result<Vec<FinishedRun>, Error>>()?;
     let sequence = opened.iter().find_map(|run| run.matrix.as_ref());
     let columns = match (sequence, opened.first()) {
         (Some(matrix), _) => matrix.columns.clone(),
-        (None, Some(run)) => run.scores.iter().map(|s| column(&s.task, old)).collect(),
+        (None, Some(run)) => run.tasks_and_groups().iter().map(|name| column(name, old)).collect(),
         (None, None) => Vec::new(),
     };
+    if let Some(name) = old.iter().find(|name| columns.iter().all(|column| column.name != **name)) {
+        let columns = columns.iter().map(|column| column.name.clone()).collect();
+        return Err(Error::NoColumn { name: name.clone(), columns });
+    }
     let base = match (base, sequence) {
         (Some(dir), _) => Some(FinishedRun::open(dir)?.cells(&columns)),
         (None, Some(matrix)) => Some((0..columns.len()).map(|c| Some((matrix.at(0, c)?, None))).collect()),
@@ -55,6 +60,27 @@ impl FinishedRun {
         let results = dir.join("results.json");
         let results = if results.exists() { read(&results)? } else { Value::Null };
         Ok(FinishedRun { matrix: None, scores: read(&dir.join("scores.json"))?, results })
+    }
+
+    /// Returns the names of all tasks and groups that are not members of a group, in the order of the evaluation.
+    fn tasks_and_groups(&self) -> Vec<String> {
+        let groups = self.results.get("group_subtasks").and_then(Value::as_object);
+        let parent = |name: &str| {
+            let has = |members: &Value| members.as_array().is_some_and(|all| all.iter().any(|m| m == name));
+            groups?.iter().find(|(_, members)| has(members)).map(|(group, _)| group.clone())
+        };
+        let mut names = Vec::new();
+        for scores in &self.scores {
+            let mut name = scores.task.clone();
+            // A group can be a member of another one; a broken file must not be followed in a circle.
+            for _ in 0..groups.map_or(0, serde_json::Map::len) {
+                name = parent(&name).unwrap_or(name);
+            }
+            if !names.contains(&name) {
+                names.push(name);
+            }
+        }
+        names
     }
 
     fn cells(&self, columns: &[Column]) -> Vec<Cell> {
@@ -101,4 +127,47 @@ fn read<T: DeserializeOwned>(path: &Path) -> Result<T, Error> {
         let line = error.line();
         Error::Line { path: path.to_owned(), line, expected, error }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeMap;
+
+    use serde_json::json;
+
+    use super::*;
+
+    fn run(dir: &Path) -> Vec<(String, PathBuf)> {
+        let scores = |task: &str, acc: f64| Scores {
+            task: task.to_owned(),
+            main_metric: "acc".to_owned(),
+            metrics: BTreeMap::from([("acc".to_owned(), acc)]),
+            stderr: BTreeMap::new(),
+            documents: 2,
+        };
+        let all = [scores("first", 0.5), scores("stem_a", 0.25), scores("stem_b", 0.75), scores("law", 1.0)];
+        std::fs::write(dir.join("scores.json"), json!(all).to_string()).unwrap();
+        let results = json!({
+            "groups": {"stem": {"acc,none": 0.5}, "school": {"acc,none": 0.625, "acc_stderr,none": 0.125}},
+            "group_subtasks": {"school": ["stem", "law"], "stem": ["stem_a", "stem_b"]},
+        });
+        std::fs::write(dir.join("results.json"), results.to_string()).unwrap();
+        vec![("run".to_owned(), dir.to_owned())]
+    }
+
+    #[test]
+    fn a_group_is_one_column() {
+        let folder = tempfile::tempdir().unwrap();
+        let table = method_table(&run(folder.path()), None, &["school".to_owned()]).unwrap();
+        let columns: Vec<(&str, Group)> = table.columns.iter().map(|c| (c.name.as_str(), c.group)).collect();
+        assert_eq!(columns, [("first", Group::New), ("school", Group::Old)]);
+        assert_eq!(table.rows[0].1, [Some((0.5, None)), Some((0.625, Some(0.125)))]);
+    }
+
+    #[test]
+    fn an_unknown_old_task_is_an_error() {
+        let folder = tempfile::tempdir().unwrap();
+        let error = method_table(&run(folder.path()), None, &["skool".to_owned()]).unwrap_err().to_string();
+        assert!(error.contains("no column `skool`; the columns are first, school"), "{error}");
+    }
 }

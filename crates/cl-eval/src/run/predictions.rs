@@ -28,6 +28,10 @@ pub struct Prediction {
     pub target: Target,
     /// Scores by name.
     pub scores: BTreeMap<String, f64>,
+    /// Whether the last completed evaluation did not ask for this answer, for example because of a smaller limit or
+    /// another prompt. It is kept for later evaluations, and not scored.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unscored: bool,
 }
 
 /// Content of a predictions file.
@@ -95,7 +99,8 @@ impl Saved {
     pub(super) fn in_order(&self, keys: &[String], answered: &[Prediction]) -> Vec<Prediction> {
         let of_task: HashSet<&String> = keys.iter().collect();
         let others = self.lines.iter().filter(|p| !of_task.contains(&p.request));
-        answered.iter().chain(others).cloned().collect()
+        let others = others.map(|p| Prediction { unscored: true, ..p.clone() });
+        answered.iter().cloned().chain(others).collect()
     }
 }
 

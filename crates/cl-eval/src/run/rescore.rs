@@ -20,7 +20,8 @@ pub fn rescore(task: &dyn Task, predictions: &Path) -> Result<Scores, Error> {
 }
 
 /// Scores a predictions file with the metrics and targets stored in it; needs neither model nor data. Tasks are in the
-/// order of their first lines. A document that occurs twice counts once.
+/// order of their first lines. A document that occurs twice counts once, and [unscored](Prediction::unscored) answers do
+/// not count.
 ///
 /// # Errors
 /// Returns [`Error::NoDocuments`] if the file is empty, [`Error::NotPredictions`] if it is not a predictions file, and
@@ -30,7 +31,7 @@ pub fn score_file(predictions: &Path) -> Result<Vec<(Scores, Vec<Prediction>)>, 
     let mut tasks: Vec<(String, Vec<Prediction>)> = Vec::new();
     let mut seen = HashSet::new();
     for mut line in Saved::read(predictions)?.lines {
-        if !seen.insert((line.task.clone(), line.document)) {
+        if line.unscored || !seen.insert((line.task.clone(), line.document)) {
             continue;
         }
         line.scores = line.metric.scores(&line.target, &line.response);

@@ -60,11 +60,13 @@ pub struct RunSettings {
 /// ```
 /// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
 /// assert_eq!(cl_eval::harness_metric("flexible_extract"), ("exact_match", "flexible-extract"));
+/// assert_eq!(cl_eval::harness_metric("probability_mass"), ("acc", "none"));
 /// ```
 pub fn harness_metric(metric: &str) -> (&str, &str) {
     match metric {
         "flexible_extract" => ("exact_match", "flexible-extract"),
         "strict_match" => ("exact_match", "strict-match"),
+        "probability_mass" => ("acc", "none"),
         other => (other, "none"),
     }
 }

@@ -15,7 +15,7 @@ use super::task_file::{Choices, TaskFile, Wrong};
 use super::template::{Formula, Template};
 use super::{Harness, Task};
 use crate::error::Error;
-use crate::metrics::{Metric, Target};
+use crate::metrics::{Gold, Metric, Target};
 use crate::problem::{KeyProblem, TemplateProblem};
 use crate::request::{BoxError, GenerateRequest, LoglikelihoodRequest, Request};
 
@@ -105,10 +105,8 @@ pub(crate) struct Material {
 
 /// Builds a task.
 pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
-    let draws = Draws {
-        shots: options.num_fewshot.unwrap_or(task.fewshot.num_fewshot),
-        seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED),
-    };
+    let draws =
+        Draws { shots: task.fewshot.shots(options.num_fewshot), seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED) };
     let metric = options.metric.unwrap_or(match (task.metric, options.profile) {
         // The paper's script swaps the two texts.
         (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
@@ -213,8 +211,14 @@ struct Filler<'a> {
 
 enum Kind {
     Write { prompt: Template, target: Template },
-    Choices { context: Template, choices: List, gold: Formula },
-    Contexts { contexts: List, continuation: Template, gold: Formula },
+    Choices { context: Template, choices: List, right: Right },
+    Contexts { contexts: List, continuation: Template, right: Right },
+}
+
+/// Which choices are right.
+enum Right {
+    Gold(Formula),
+    Labels(Formula),
 }
 
 enum List {
@@ -225,8 +229,8 @@ enum List {
 /// The rendered templates of a row.
 enum Filled {
     Write { prompt: String, target: String },
-    Choices { context: String, choices: Vec<String>, gold: usize },
-    Contexts { contexts: Vec<String>, continuation: String, gold: usize },
+    Choices { context: String, choices: Vec<String>, gold: Gold },
+    Contexts { contexts: Vec<String>, continuation: String, gold: Gold },
 }
 
 impl Kind {
@@ -237,17 +241,21 @@ impl Kind {
                 target: template("generation.target", &keys.target)?,
             }),
             (None, Some(keys)) => {
-                let gold = formula("multiple_choice.gold", &keys.gold)?;
+                let right = match (&keys.gold, &keys.labels) {
+                    (Some(gold), None) => Right::Gold(formula("multiple_choice.gold", gold)?),
+                    (None, Some(labels)) => Right::Labels(formula("multiple_choice.labels", labels)?),
+                    _ => return Err(("multiple_choice", KeyProblem::Right)),
+                };
                 match (&keys.context, &keys.choices, &keys.contexts, &keys.continuation) {
                     (Some(context), Some(choices), ..) => Ok(Kind::Choices {
                         context: template("multiple_choice.context", context)?,
                         choices: list("multiple_choice.choices", choices)?,
-                        gold,
+                        right,
                     }),
                     (_, _, Some(contexts), Some(continuation)) => Ok(Kind::Contexts {
                         contexts: list("multiple_choice.contexts", contexts)?,
                         continuation: template("multiple_choice.continuation", continuation)?,
-                        gold,
+                        right,
                     }),
                     _ => Err(("multiple_choice", KeyProblem::Choices)),
                 }
@@ -322,9 +330,9 @@ impl<'a> Filler<'a> {
     fn shot(&self, filled: Filled) -> Vec<Turn> {
         let (question, answer) = match filled {
             Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),
-            Filled::Choices { context, mut choices, gold } => (context, Some(choices.swap_remove(gold))),
+            Filled::Choices { context, mut choices, gold } => (context, Some(choices.swap_remove(gold.first()))),
             Filled::Contexts { mut contexts, continuation, gold } => {
-                (contexts.swap_remove(gold), Some(continuation).filter(|t| !t.is_empty()))
+                (contexts.swap_remove(gold.first()), Some(continuation).filter(|t| !t.is_empty()))
             }
         };
         match answer {
@@ -354,20 +362,31 @@ impl<'a> Filler<'a> {
                 prompt: prompt.render(row).map_err(|m| ("generation.prompt", m))?,
                 target: target.render(row).map_err(|m| ("generation.target", m))?,
             },
-            Kind::Choices { context, choices, gold } => {
+            Kind::Choices { context, choices, right } => {
                 let context = context.render(row).map_err(|m| ("multiple_choice.context", m))?;
                 let choices = several(choices, row).map_err(|m| ("multiple_choice.choices", m))?;
-                let gold = index(gold, row, &choices).map_err(|m| ("multiple_choice.gold", m))?;
+                let gold = right.gold(row, &choices)?;
                 Filled::Choices { context, choices, gold }
             }
-            Kind::Contexts { contexts, continuation, gold } => {
+            Kind::Contexts { contexts, continuation, right } => {
                 let contexts = several(contexts, row).map_err(|m| ("multiple_choice.contexts", m))?;
                 let continuation = continuation.render(row).map_err(|m| ("multiple_choice.continuation", m))?;
-                let gold = index(gold, row, &contexts).map_err(|m| ("multiple_choice.gold", m))?;
+                let gold = right.gold(row, &contexts)?;
                 Filled::Contexts { contexts, continuation, gold }
             }
         };
         Ok((filled, self.description.render(row).map_err(|m| ("description", m))?))
+    }
+}
+
+impl Right {
+    fn gold(&self, row: &Value, choices: &[String]) -> Result<Gold, (&'static str, TemplateProblem)> {
+        match self {
+            Right::Gold(gold) => index(gold, row, choices).map(Gold::One).map_err(|m| ("multiple_choice.gold", m)),
+            Right::Labels(labels) => {
+                labelled(labels, row, choices.len()).map(Gold::Several).map_err(|m| ("multiple_choice.labels", m))
+            }
+        }
     }
 }
 
@@ -404,6 +423,19 @@ fn index(gold: &Formula, row: &Value, choices: &[String]) -> Result<usize, Templ
         None => value.as_usize().filter(|i| *i < choices.len()),
     };
     found.ok_or(TemplateProblem::NotAChoice { value, choices: choices.len() })
+}
+
+/// Returns the indices of the choices whose label is 1; the others have the label 0.
+fn labelled(labels: &Formula, row: &Value, choices: usize) -> Result<Vec<usize>, TemplateProblem> {
+    let value = labels.value(row)?;
+    let not_labels = || TemplateProblem::NotLabels { value: value.clone(), choices };
+    if !matches!(value.kind(), ValueKind::Seq | ValueKind::Iterable) {
+        return Err(not_labels());
+    }
+    let items: Vec<Value> = value.try_iter().map_err(|_| not_labels())?.collect();
+    let labels: Option<Vec<usize>> = items.iter().map(|v| v.as_usize().filter(|label| *label <= 1)).collect();
+    let labels = labels.filter(|l| l.len() == choices && l.contains(&1)).ok_or_else(not_labels)?;
+    Ok((0..choices).filter(|&i| labels[i] == 1).collect())
 }
 
 fn template(key: &'static str, source: &str) -> Result<Template, Wrong> {

@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Task;
 use crate::error::Error;
-use crate::metrics::{Metric, Target};
+use crate::metrics::{Gold, Metric, Target};
 use crate::request::{LoglikelihoodRequest, Request};
 
 /// A multiple-choice question.
@@ -110,7 +110,7 @@ impl Task for MultipleChoice {
 
     fn target(&self, document: usize) -> Target {
         let Question { choices, gold, .. } = &self.questions[document];
-        Target::Choice { choices: choices.clone(), gold: *gold }
+        Target::Choice { choices: choices.clone(), gold: Gold::One(*gold) }
     }
 
     fn metric(&self) -> Metric {

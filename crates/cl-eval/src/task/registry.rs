@@ -47,7 +47,7 @@ macro_rules! embedded {
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter followed
 /// by an explanation), so few tokens are enough for them; a line of Py150 fits into 64 tokens and a summary into 256.
 /// TRACE generates up to 512 tokens for all tasks. 256 for GSM8K is lm-eval's default.
-const EMBEDDED: [(&str, &str); 19] = embedded![
+const EMBEDDED: [(&str, &str); 29] = embedded![
     "C-STANCE",
     "FOMC",
     "MeetingBank",
@@ -67,6 +67,16 @@ const EMBEDDED: [(&str, &str); 19] = embedded![
     "amazon",
     "yahoo",
     "agnews",
+    "arc_easy",
+    "boolq",
+    "copa",
+    "logiqa",
+    "mathqa",
+    "rte",
+    "sciq",
+    "social_iqa",
+    "truthfulqa_mc1",
+    "truthfulqa_mc2",
 ];
 
 static FILES: LazyLock<Vec<TaskFile>> = LazyLock::new(|| {
@@ -235,7 +245,7 @@ fn load_described(
     let mut documents = documents(&rows, member);
     let available = documents.len();
     documents.truncate(options.limit.unwrap_or(usize::MAX));
-    let shots = options.num_fewshot.unwrap_or(file.fewshot.num_fewshot);
+    let shots = file.fewshot.shots(options.num_fewshot);
     let pool = if shots > 0 { requested.pool(shots, &rows, library, &options, &mut files)? } else { Vec::new() };
     let material = Material { name: requested.task().to_owned(), documents, available, pool, values, files };
     Ok(Box::new(build(file, material, &options)?))

@@ -78,6 +78,8 @@ pub(crate) struct HubDataset {
 #[serde(deny_unknown_fields, default)]
 pub(crate) struct FewShot {
     pub(crate) num_fewshot: usize,
+    /// Whether a requested number of examples is ignored.
+    pub(crate) fixed: bool,
     pub(crate) sampler: Sampler,
     pub(crate) exclude_document: bool,
     /// Few-shot examples given in the description itself instead of a file.
@@ -93,7 +95,15 @@ pub(crate) struct MultipleChoiceKeys {
     pub(crate) choices: Option<Choices>,
     pub(crate) contexts: Option<Choices>,
     pub(crate) continuation: Option<String>,
-    pub(crate) gold: String,
+    pub(crate) gold: Option<String>,
+    pub(crate) labels: Option<String>,
+}
+
+impl FewShot {
+    /// Returns the number of examples for each document.
+    pub(crate) fn shots(&self, requested: Option<usize>) -> usize {
+        requested.filter(|_| !self.fixed).unwrap_or(self.num_fewshot)
+    }
 }
 
 /// A list of templates, or an expression that evaluates to a list of strings.
@@ -173,10 +183,14 @@ impl TaskFile {
     }
 
     fn check_choices(&self, keys: &MultipleChoiceKeys) -> Result<(), Wrong> {
-        if !matches!(self.metric, Metric::Acc | Metric::AccNorm) {
+        if !self.metric.is_for_choices() {
             return Err(("metric", KeyProblem::NotForChoices));
         }
-        formula("multiple_choice.gold", &keys.gold)?;
+        match (&keys.gold, &keys.labels) {
+            (Some(gold), None) => formula("multiple_choice.gold", gold)?,
+            (None, Some(labels)) => formula("multiple_choice.labels", labels)?,
+            _ => return Err(("multiple_choice", KeyProblem::Right)),
+        }
         match keys {
             MultipleChoiceKeys {
                 context: Some(context),
@@ -203,7 +217,7 @@ impl TaskFile {
     }
 
     fn check_generation(&self, keys: &GenerationKeys) -> Result<(), Wrong> {
-        if matches!(self.metric, Metric::Acc | Metric::AccNorm) {
+        if self.metric.is_for_choices() {
             return Err(("metric", KeyProblem::OnlyForChoices));
         }
         template("generation.prompt", &keys.prompt)?;

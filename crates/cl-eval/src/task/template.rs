@@ -11,10 +11,11 @@ use regex::Regex;
 use crate::metrics::python_strip;
 use crate::problem::TemplateProblem;
 
-/// The Jinja environment: lm-eval's dialect, with its preprocessing of HellaSwag as a filter.
+/// The Jinja environment: lm-eval's dialect, with its preprocessing of HellaSwag and MathQA as filters.
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = jinja::environment(Dialect::LmEval);
     environment.add_filter("hellaswag_clean", |text: Cow<'_, str>| hellaswag_clean(&text));
+    environment.add_filter("mathqa_choices", |text: Cow<'_, str>| mathqa_choices(&text));
     environment
 });
 
@@ -82,6 +83,18 @@ fn hellaswag_clean(text: &str) -> String {
     BRACKETS.replace_all(&text, "").replace("  ", " ")
 }
 
+/// Splits MathQA's text of all choices, such as `a ) 38 , b ) 27.5 , … , e ) none of these`, as lm-eval does.
+fn mathqa_choices(text: &str) -> Vec<String> {
+    // Python's `$` also matches before a final line break.
+    static CHOICES: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"[abcd] \) (.*?), |e \) (.*?)\n?$").expect("a valid pattern"));
+    let text_of = |choice: regex::Captures<'_>| {
+        let text = choice.get(1).or(choice.get(2)).map_or("", |m| m.as_str());
+        text.trim_end_matches([' ', ',']).to_owned()
+    };
+    CHOICES.captures_iter(text).map(text_of).collect()
+}
+
 #[cfg(test)]
 mod tests {
     use minijinja::context;
@@ -119,6 +132,20 @@ mod tests {
         assert!(error.contains(r#""z" is not in the list ["x", "y"]"#), "{error}");
         assert!(render("{{ list.index('z') ").unwrap_err().contains("syntax error"));
         assert!(render("{{ list[7].strip() }}").unwrap_err().contains("undefined"));
+    }
+
+    #[test]
+    fn mathqa_s_choices() {
+        // [c[4:].rstrip(" ,") for c in re.findall(r"[abcd] \) .*?, |e \) .*?$", text)]
+        for (text, expected) in [
+            ("a ) 38 , b ) 1 , 000 , c ) rs . 5 , d ) a ) 4 , e ) none of these", "38|1|rs . 5|a ) 4|none of these"),
+            ("['a ) 24', 'b ) 120', 'e ) 1024']", "24'|120'|1024']"),
+            ("a ) 1,5 , e ) 2 , \n", "1,5|2"),
+            ("a ) x\ny , b ) 2 , e ) 3\n4", "2"),
+            ("a ) 1", ""),
+        ] {
+            assert_eq!(mathqa_choices(text).join("|"), expected, "{text:?}");
+        }
     }
 
     #[test]

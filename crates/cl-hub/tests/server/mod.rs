@@ -47,6 +47,14 @@ pub struct State {
     pub part_size: Option<usize>,
     /// Whether requests to the storage fail from now on.
     pub refuse_storage: bool,
+    /// Number of requests that are answered with `busy_status` from now on.
+    pub busy: usize,
+    /// Number of requests after which a single one is answered with `busy_status`.
+    pub busy_at: Option<usize>,
+    /// A status such as `429 Wait`.
+    pub busy_status: &'static str,
+    /// The pause in seconds that these answers ask for.
+    pub retry_after: u64,
     /// The token required for writing.
     pub token: String,
     /// Method, path, authorization and range of every request.
@@ -152,8 +160,13 @@ impl Server {
         let authorization = request.header("authorization").unwrap_or_default();
         let range = request.header("range").unwrap_or_default();
         state.log.push(format!("{place}{} {} {authorization} {range}", request.method, request.path));
+        let is_busy = state.busy > 0 || state.busy_at == Some(0);
+        state.busy_at = state.busy_at.and_then(|left| left.checked_sub(1));
+        state.busy = state.busy.saturating_sub(1);
+        let pause = format!("Retry-After: {}\r\n", state.retry_after);
         let answer = match (is_storage, request.method.as_str()) {
-            (true, _) if state.refuse_storage => Answer::error("503 Busy", ""),
+            _ if is_busy => Answer::new(state.busy_status, pause, Vec::new()),
+            (true, _) if state.refuse_storage => Answer::new("503 Busy", pause, Vec::new()),
             (true, "PUT") => put(&mut state, &request),
             (true, "POST") => complete(&mut state, &request),
             (true, _) => self.stored(&mut state, &request),

@@ -45,7 +45,7 @@ pub enum ConfigProblem {
     NothingToReplay,
     /// A multiple-choice metric is set for all generation tasks.
     #[error(
-        "eval.metric: acc and acc_norm are for multiple choice; expected a metric of generated answers, such as exact_match"
+        "eval.metric: acc, acc_norm and probability_mass are for multiple choice; expected a metric of generated answers, such as exact_match"
     )]
     ChoiceMetric,
     /// There is no training data.

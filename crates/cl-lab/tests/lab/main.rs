@@ -5,6 +5,7 @@ mod check_and_run;
 mod kept;
 mod moe;
 mod olora;
+mod perplexity;
 mod round;
 mod rounds;
 mod router;

@@ -222,6 +222,23 @@ impl<'a> Set<'a> {
         Ok(())
     }
 
+    /// Gives the modules of fused experts the base's names, see [`Adapter::named_for`].
+    fn name_for(&mut self, base: &Checkpoint, problems: &mut Vec<Problem>) {
+        let has = |module: &str| base.info(&format!("{module}.weight")).is_some();
+        let named: Vec<Option<Adapter>> = self.members.iter().map(|member| member.adapter.named_for(&has)).collect();
+        if named.iter().all(Option::is_none) {
+            return;
+        }
+        let (weights, keys): (Vec<f64>, Vec<String>) = self.members.iter().map(|m| (m.weight, m.key.clone())).unzip();
+        let members = std::mem::take(&mut self.members).into_iter().zip(named);
+        let held = members.map(|(member, named)| named.map_or(member.adapter, |n| Held::Kept(Arc::new(n))));
+        let mut again = Vec::new();
+        *self = Set::of(held.collect(), &weights, &mut again);
+        self.members.iter_mut().zip(keys).for_each(|(member, key)| member.key = key);
+        again.retain(|new| !problems.iter().any(|known| known.to_string() == new.to_string()));
+        problems.extend(again);
+    }
+
     /// Reports modules that are missing or have another shape in the base, and stored weights that are not copies of
     /// the base's.
     pub(super) fn check_against(
@@ -229,6 +246,7 @@ impl<'a> Set<'a> {
         base: &Checkpoint,
         problems: &mut Vec<Problem>,
     ) -> Result<(), cl_checkpoint::Error> {
+        self.name_for(base, problems);
         for module in &self.modules {
             let of = |kind: AdapterProblem| {
                 let names = module.parts.iter().map(|part| self.members[part.member].name.clone());
@@ -406,4 +424,58 @@ fn is_copy(adapter: &Adapter, tensor: &str, base: &Checkpoint, stands_for: &str)
     let rounds_to =
         |values: &[f32], dtype, expected: &[u8]| convert::from_f32(dtype, values).is_some_and(|b| b == expected);
     Ok(rounds_to(&x, theirs.dtype, of_base) || rounds_to(&y, ours.dtype, bytes))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use cl_checkpoint::{CheckpointWriter, Dtype, Manifest, TensorSpec, WriteOptions, write_safetensors};
+    use serde_json::json;
+
+    use super::*;
+    use crate::adapter::fold;
+
+    const MODULE: &str = "model.layers.0.block_sparse_moe.experts";
+
+    fn bytes(values: &[f32]) -> Vec<u8> {
+        values.iter().flat_map(|v| v.to_le_bytes()).collect()
+    }
+
+    fn spec(name: String, shape: [usize; 2]) -> TensorSpec {
+        TensorSpec { name, dtype: Dtype::F32, shape: shape.to_vec() }
+    }
+
+    /// Writes an adapter of rank 1 on `down_proj` of two fused experts, as PEFT does.
+    fn fused(dir: &Path, base: &str, scale: f32) -> Adapter {
+        std::fs::create_dir(dir).unwrap();
+        let config = json!({"r": 1, "lora_alpha": 2, "base_model_name_or_path": base, "target_modules": [],
+            "target_parameters": ["mlp.experts.down_proj"]});
+        std::fs::write(dir.join("adapter_config.json"), config.to_string()).unwrap();
+        let name = |factor: &str| format!("base_model.model.model.layers.0.mlp.experts.lora_{factor}.weight");
+        let specs = [spec(name("A"), [2, 1]), spec(name("B"), [2, 2])];
+        let values = [bytes(&[1.0, 10.0]), bytes(&[scale, 2.0 * scale, 3.0 * scale, 4.0 * scale])];
+        write_safetensors(&dir.join("adapter_model.safetensors"), &specs, |i| values[i].clone()).unwrap();
+        Adapter::open(dir).unwrap()
+    }
+
+    /// The base decides the names, also where adapters were opened with different ones.
+    #[test]
+    fn adapters_of_fused_experts_get_the_names_of_the_base() {
+        let folder = tempfile::tempdir().unwrap();
+        let place = |name: &str| folder.path().join(name);
+        let specs = [0, 1].map(|expert| spec(format!("{MODULE}.{expert}.w2.weight"), [2, 1]));
+        let writer = CheckpointWriter::create(&place("base"), &specs, WriteOptions::default()).unwrap();
+        specs.iter().for_each(|spec| writer.write(&spec.name, &bytes(&[0.5, 0.0])).unwrap());
+        writer.put_json("config.json", &json!({"model_type": "mixtral"})).unwrap();
+        writer.finish(Manifest::new("model")).unwrap();
+        let base = Checkpoint::open(&place("base")).unwrap();
+        let adapters = [fused(&place("a"), "someone/model", 1.0), fused(&place("b"), "x/Mixtral", 100.0)];
+        assert_ne!(adapters[0].modules()[0].name, adapters[1].modules()[0].name);
+        fold(&base, &adapters, &place("out"), Manifest::new("model"), false).unwrap();
+        let folded = Checkpoint::open(&place("out")).unwrap();
+        let of = |expert: usize| folded.load_f32(&format!("{MODULE}.{expert}.w2.weight")).unwrap();
+        // With rank 1, the columns of B are those of the experts; the scaling is 2.
+        assert_eq!([of(0), of(1)], [vec![202.5, 606.0], vec![4040.5, 8080.0]]);
+    }
 }

@@ -195,6 +195,7 @@ impl Keys {
             residual_multiplier: 1.0,
             logits_scaling: 1.0,
             eos_token_ids: eos_ids(self.eos_token_id.as_ref()).map_err(|value| ConfigProblem::EosTokenId { value })?,
+            repetition_penalty: 1.0,
         })
     }
 

@@ -294,6 +294,9 @@ pub struct ModelConfig {
     /// Token ids that end generation: those of config.json and, for a model from a directory, of
     /// generation_config.json.
     pub eos_token_ids: Vec<u32>,
+    /// Repetition penalty of generation_config.json, which Transformers also applies to greedy decoding; 1 has no
+    /// effect.
+    pub repetition_penalty: f32,
 }
 
 impl ModelConfig {
@@ -365,8 +368,8 @@ impl ModelConfig {
     }
 }
 
-/// Adds the end-of-sequence ids of generation_config.json, where Transformers looks for them first.
-pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
+/// Reads generation_config.json: adds its end-of-sequence ids, which Transformers uses first, and the repetition penalty.
+pub(crate) fn add_generation_config(config: &mut ModelConfig, dir: &Path) -> Result<(), ModelError> {
     let path = dir.join("generation_config.json");
     let Ok(text) = std::fs::read(&path) else { return Ok(()) };
     let invalid = |source| cl_checkpoint::Error::Json { path: path.clone(), source };
@@ -376,6 +379,11 @@ pub(crate) fn add_generation_eos(config: &mut ModelConfig, dir: &Path) -> Result
         if !config.eos_token_ids.contains(&id) {
             config.eos_token_ids.push(id);
         }
+    }
+    if let Some(value) = json.get("repetition_penalty").filter(|value| !value.is_null()) {
+        let penalty = value.as_f64().map(|penalty| penalty as f32).filter(|p| *p > 0.0 && p.is_finite());
+        let wrong = || ModelError::RepetitionPenalty { path: path.clone(), value: value.clone() };
+        config.repetition_penalty = penalty.ok_or_else(wrong)?;
     }
     Ok(())
 }
@@ -444,17 +452,17 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_ends_at_the_ids_of_both_files() {
+    fn a_generation_follows_both_files() {
         let folder = tempfile::tempdir().unwrap();
         let mut config = read(json!({"eos_token_id": 2})).unwrap();
-        add_generation_eos(&mut config, folder.path()).unwrap();
+        add_generation_config(&mut config, folder.path()).unwrap();
         assert_eq!(config.eos_token_ids, [2]);
         let file = folder.path().join("generation_config.json");
-        std::fs::write(&file, r#"{"eos_token_id": [2, 7]}"#).unwrap();
-        add_generation_eos(&mut config, folder.path()).unwrap();
-        assert_eq!(config.eos_token_ids, [2, 7]);
+        std::fs::write(&file, r#"{"eos_token_id": [2, 7], "repetition_penalty": 1.05}"#).unwrap();
+        add_generation_config(&mut config, folder.path()).unwrap();
+        assert_eq!((config.eos_token_ids.as_slice(), config.repetition_penalty), (&[2, 7][..], 1.05));
         std::fs::write(&file, r#"{"eos_token_id": "x"}"#).unwrap();
-        let message = add_generation_eos(&mut config, folder.path()).unwrap_err().to_string();
+        let message = add_generation_config(&mut config, folder.path()).unwrap_err().to_string();
         assert!(message.contains("generation_config.json") && message.contains("eos_token_id"), "{message}");
     }
 

@@ -1,6 +1,6 @@
 //! Plans the inputs and outputs of a mixture of adapters, and collects all problems.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 
 use cl_checkpoint::{
@@ -80,6 +80,15 @@ impl BlendPlan {
         }
         let general = (config.experts.len()..).zip(&config.general_adapters);
         opened.extend(general.map(|(i, dir)| note(Adapter::open(dir), &place(config, i), &mut problems)));
+        if let Some(base) = &base {
+            let has = |module: &str| base.info(&format!("{module}.weight")).is_some();
+            // Adapters of fused experts do not contain the base's names.
+            for adapter in opened.iter_mut().flatten() {
+                if let Some(named) = adapter.named_for(&has) {
+                    *adapter = named;
+                }
+            }
+        }
         check_counts(config, &mut problems);
         check_temperature(config, &mut problems);
         for (i, adapter) in opened.iter().enumerate().filter_map(|(i, a)| Some((i, a.as_ref()?))) {
@@ -97,7 +106,7 @@ impl BlendPlan {
         match (base, base_hash, adapters) {
             (Some(base), Some(base_hash), Some(adapters)) if problems.is_empty() => {
                 let modules = modules(config, &adapters);
-                let notes = notes(config, &modules);
+                let notes = notes(config, &adapters, &modules);
                 let config = config.clone();
                 Ok(BlendPlan { config, base, base_hash, adapters, modules, _extracted: extracted, notes })
             }
@@ -384,8 +393,16 @@ fn common_dtype(adapters: &[Adapter], parts: &[Option<BlendPart>]) -> Dtype {
     }
 }
 
-fn notes(config: &BlendConfig, modules: &[BlendModule]) -> Vec<String> {
+fn notes(config: &BlendConfig, adapters: &[Adapter], modules: &[BlendModule]) -> Vec<String> {
     let mut notes = Vec::new();
+    // Adapters that were extracted from models have the base's path.
+    let is_given = |i: usize| config.experts.get(i).is_none_or(|expert| expert.adapter.is_some());
+    let given = adapters.iter().enumerate().filter(|(i, _)| is_given(*i));
+    let names: BTreeSet<&str> = given.filter_map(|(_, a)| a.config().base_model_name_or_path.as_deref()).collect();
+    if names.len() > 1 {
+        let names: Vec<&str> = names.into_iter().collect();
+        notes.push(format!("adapters name different bases: {}", names.join(", ")));
+    }
     let all = config.top_k() == config.experts.len();
     match config.router.init {
         BlendInit::Random => notes.push("router: random; train it, or gates follow chance".to_owned()),

@@ -118,6 +118,12 @@ pub enum MixProblem {
         /// Layers of the base.
         count: usize,
     },
+    /// A layer is named more than once.
+    #[error("names layer {layer} twice; name each layer once")]
+    LayerTwice {
+        /// The layer, from 0.
+        layer: usize,
+    },
     /// Expert and base differ in a key of config.json that determines shapes or values.
     #[error("`{key}` is {expert} in config.json, {base} in the base's")]
     Config {
@@ -151,6 +157,17 @@ pub enum MixProblem {
     Lacks {
         /// The tensor.
         tensor: String,
+    },
+    /// An expert has tensors in a module that is taken from it, which the base lacks.
+    #[error(
+        "{count} tensor(s) of the chosen modules are not in the base, `{first}` first, so the mixture would lose them; choose \
+         an expert that has the tensors of the base only, or leave the module out of `modules`"
+    )]
+    Beside {
+        /// Number of such tensors.
+        count: usize,
+        /// The first of them.
+        first: String,
     },
     /// The number of layers in the base differs from its config.json.
     #[error("num_hidden_layers is {stated} in config.json, {found} layers have an MLP")]
