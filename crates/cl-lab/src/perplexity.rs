@@ -179,7 +179,8 @@ fn windows(start: Option<u32>, text: &[u32], max_length: usize) -> Vec<Item> {
         // The last token of a window is not seen, only predicted. The last window is shorter, and is filled up with
         // earlier tokens.
         let begin = if next == 1 { 0 } else { end.saturating_sub(max_length + 1) };
-        items.push(Item { ids: ids[begin..end].to_vec(), predicted: vec![next - begin..end - begin] });
+        let predicted = next - begin..end - begin;
+        items.push(Item { ids: ids[begin..end].to_vec(), predicted: Vec::from([predicted]) });
         next = end;
     }
     items
@@ -195,7 +196,8 @@ mod tests {
     /// of lm_eval.utils, as the tokens seen and the predicted ones.
     #[test]
     fn windows_are_those_of_lm_eval() {
-        let cases: [(u32, usize, &[(&[u32], &[u32])]); 4] = [
+        type Windows<'a> = &'a [(&'a [u32], &'a [u32])]; // tokens seen, and predicted
+        let cases: [(u32, usize, Windows<'_>); 4] = [
             (3, 4, &[(&[1, 10, 11], &[10, 11, 12])]),
             (4, 4, &[(&[1, 10, 11, 12], &[10, 11, 12, 13])]),
             (6, 4, &[(&[1, 10, 11, 12], &[10, 11, 12, 13]), (&[11, 12, 13, 14], &[14, 15])]),
@@ -221,7 +223,7 @@ mod tests {
         }
         assert!(windows(Some(1), &[], 4).is_empty());
         // Without a token that starts a text, its first token is not predicted.
-        assert_eq!(windows(None, &[10, 11, 12], 4)[0].predicted, [1..3]);
+        assert_eq!(windows(None, &[10, 11, 12], 4)[0].predicted[0], 1..3);
     }
 
     /// ```python

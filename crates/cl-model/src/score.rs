@@ -28,9 +28,9 @@ pub fn token_log_probs(model: &Decoder, sequences: &[&[u32]]) -> Result<Vec<Vec<
 /// Number of rows of logits that are in memory at the same time.
 const CHUNK: usize = 256;
 
-/// Computes what [`token_log_probs`] does, but only for the tokens of every sequence from position `from[i]` (at least
-/// 1) on, in batches of at most `rows` rows. The results of each sequence are passed to the callback, with its index,
-/// as soon as they are known.
+/// Computes what [`token_log_probs`] does, but only for the tokens of every sequence from position `from[i]` on (at least
+/// from the second), in batches of at most `rows` rows. The results of each sequence are passed to the callback, with
+/// its index, as soon as they are known.
 ///
 /// Shared prefixes are computed once, the last token of each sequence is not computed at all, and the output head is
 /// applied only to rows whose next token is scored: choices of a single token are read from one row.

@@ -25,7 +25,7 @@ pub enum EvalCommand {
     /// Compare two runs document by document: differences with confidence intervals, and McNemar's test.
     Compare(CompareArgs),
     /// Compute the loss on the examples of files, and the perplexity of plain text.
-    Perplexity(super::perplexity::Args),
+    Perplexity(Box<super::perplexity::Args>),
 }
 
 /// Arguments of an evaluation.

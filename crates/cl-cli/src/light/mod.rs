@@ -70,7 +70,7 @@ pub fn run(command: Command, interrupt: &Interrupt, out: &mut impl Write) -> Res
         Command::Moe(moe::Command::Route(args)) => return Ok(Some(ModelCommand::Route(args))),
         Command::Moe(moe::Command::TrainRouter(args)) => return Ok(Some(ModelCommand::TrainRouter(args))),
         Command::Eval(EvalArgs { command, eval }) => match command {
-            Some(EvalCommand::Perplexity(args)) => return Ok(Some(ModelCommand::Perplexity(args))),
+            Some(EvalCommand::Perplexity(args)) => return Ok(Some(ModelCommand::Perplexity(*args))),
             Some(EvalCommand::Compare(args)) => cl_eval::cli::run_compare(&args, out)?,
             // Without a subcommand, the parser requires a model.
             None => return eval.map(ModelCommand::Eval).context("cl eval: no model given").map(Some),
