@@ -42,7 +42,7 @@ pub use lines::{BOM, Line, Lines, MAX_LINE, read_lines};
 pub use mixture::{Buffer, Draw, Joint, Mixture, Replay, RowRef, epoch_rows, shuffled};
 pub use pack::{Packed, pack};
 pub use row::Row;
-pub use row_format::{Columns, Format};
+pub use row_format::{Columns, Format, messages};
 pub use row_plan::{PlannedSet, RowPlan, UsedRow};
 pub use rows::{RowFile, read_rows};
 pub use shard::shard;

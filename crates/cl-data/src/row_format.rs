@@ -331,7 +331,12 @@ fn require_assistant(messages: &[Message], key: &str) -> Result<(), RowProblem> 
 }
 
 /// Reads messages in the form `{"role", "content"}`, or ShareGPT's `{"from", "value"}`.
-fn messages(row: &Row, key: &str) -> Result<Vec<Message>, RowProblem> {
+/// Reads the conversation in a field of a row: a list of `{"role", "content"}` (or ShareGPT's `{"from", "value"}`), where
+/// the content is a text or a list of parts `{"type": "text", "text"}`.
+///
+/// # Errors
+/// Returns the first problem, with the index of its message; calls of tools are one.
+pub fn messages(row: &Row, key: &str) -> Result<Vec<Message>, RowProblem> {
     let turns = match row.get(key) {
         Some(Value::Array(turns)) => turns,
         Some(other) => return Err(RowProblem::NotMessages { key: key.to_owned(), found: kind(other) }),

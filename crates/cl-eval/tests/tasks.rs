@@ -526,6 +526,14 @@ fn a_task_of_one_s_own() {
     assert_eq!((asked[1].context.as_str(), asked[1].continuation.as_str()), (shown, " Paris"));
     let settings = task.settings();
     assert_eq!((&settings["num_fewshot"], &settings["fewshot_seed"]), (&1.into(), &1234.into()));
+    // Examples from the documents themselves never include the document, unless lm-eval's rules apply.
+    for (keys, excludes) in [("", true), ("harness = \"lm-eval\"", false), ("fewshot.exclude_document = false", false)]
+    {
+        write(data.join("other.toml"), &CAPITALS.replace("fewshot.exclude_document = true", keys));
+        let other = load_task("other.toml", data, options).unwrap();
+        assert_eq!(other.settings()["exclude_document"], excludes, "{keys}");
+        assert!(!excludes || (0..2).all(|i| other.request(i) == task.request(i)));
+    }
     let scores = run(task.as_ref(), |_| " Paris".to_owned(), &data.join("predictions.jsonl"));
     assert_eq!(scores.metrics["acc"], 1.0, "the first choice wins where none is likely");
 
@@ -626,7 +634,7 @@ fn a_fixed_number_of_shots_stays() {
     let options = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
     write(data.join("capitals.jsonl"), CITIES);
     for (shots, expected) in [("", 0), ("\nfewshot.num_fewshot = 1", 1), ("\nfewshot.num_fewshot = 2", 2)] {
-        let fixed = format!("fewshot.fixed = true{shots}");
+        let fixed = format!("fewshot.exclude_document = false\nfewshot.fixed = true{shots}");
         write(data.join("capitals.toml"), &CAPITALS.replace("fewshot.exclude_document = true", &fixed));
         let task = load_task("capitals.toml", data, options).unwrap();
         let Request::Loglikelihood(asked) = task.request(0) else { panic!() };

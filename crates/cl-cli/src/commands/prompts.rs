@@ -85,8 +85,10 @@ const EXPECTED: &str = "expected {\"prompt\": TEXT} or {\"messages\": [{\"role\"
 fn of_row(row: &Row) -> Result<Given> {
     match (row.get("prompt"), row.get("messages")) {
         (Some(prompt), None) => prompt.as_str().map(|text| Given::Text(text.to_owned())).context(EXPECTED),
-        (None, Some(messages)) => {
-            let messages: Vec<Message> = serde_json::from_value(messages.clone()).ok().context(EXPECTED)?;
+        (None, Some(_)) => {
+            let tools = row.get("tools").is_some_and(|tools| !tools.is_null() && tools.as_array() != Some(&Vec::new()));
+            ensure!(!tools, "`tools` are not passed to the chat template; remove them, or render the prompt yourself");
+            let messages = cl_data::messages(row, "messages").context(EXPECTED)?;
             ensure!(!messages.is_empty(), "`messages` is empty; {EXPECTED}");
             Ok(Given::Messages(messages))
         }

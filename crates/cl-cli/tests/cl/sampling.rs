@@ -116,6 +116,19 @@ fn conversations_are_written_by_the_chat_template() {
     assert_eq!(prompts(&[]), ["a b", system, user]);
     assert_eq!(prompts(&["--chat"]), [user, system, user]);
     assert_eq!(prompts(&["--chat", "--system", "glad"]), ["<s> s glad : u a b : a", system, "<s> s glad : u a b : a"]);
+    // Content in parts is joined; what the template would not see is an error.
+    let parts = json!([{"role": "user", "content": [{"type": "text", "text": "a "}, {"type": "text", "text": "b"}]}]);
+    world.write("parts.jsonl", &json!({"messages": parts}).to_string());
+    let lines = world.ok(["generate", "model", "--prompts", "parts.jsonl", "--max-new-tokens", "1"]);
+    assert!(lines.contains(&json!(user).to_string()), "{lines}");
+    let called = json!([{"role": "assistant", "content": "", "tool_calls": [{"id": "1"}]}]);
+    for (row, part) in
+        [(json!({"messages": called}), "tool_calls"), (json!({"messages": parts, "tools": [1]}), "tools")]
+    {
+        world.write("tools.jsonl", &row.to_string());
+        let message = world.fails(["generate", "model", "--prompts", "tools.jsonl"]);
+        assert!(message.contains(part), "{message}");
+    }
     // BOS occurs once: it is added by the template, not by the tokenizer.
     let plain = one(&world, "u a b : a", &["--ids"]);
     assert_eq!(one(&world, "a b", &["--chat", "--ids"]), plain);

@@ -152,7 +152,7 @@ fn filled(
         problem,
     })?;
     let pool = material.pool.iter().map(|d| &d.row).collect();
-    let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.fewshot.exclude_document, seed);
+    let mut sampler = ShotSampler::new(pool, task.fewshot.sampler, task.excludes_document(), seed);
     let fill = |document: &Document| {
         let drawn = sampler.draw(&document.row, shots).map_err(|TooFew { wanted, available }| Error::Shots {
             name: name.clone(),
@@ -182,7 +182,7 @@ fn settings(
         ("num_fewshot", json!(shots)),
         ("fewshot_seed", json!(seed)),
         ("sampler", json!(task.fewshot.sampler)),
-        ("exclude_document", json!(task.fewshot.exclude_document)),
+        ("exclude_document", json!(task.excludes_document())),
         ("description", json!(task.description)),
         ("target_delimiter", json!(task.target_delimiter)),
         ("fewshot_delimiter", json!(task.fewshot_delimiter)),

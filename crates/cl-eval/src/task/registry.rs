@@ -405,6 +405,7 @@ fn plain(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Tas
         metric = "exact_match"
         target_delimiter = ""
         files.eval = ["test"]
+        fewshot.exclude_document = false
         generation = { prompt = "{{ prompt }}", target = "{{ answer }}", max_new_tokens = 64 }
     "#;
     let folder = dir.join(name);

@@ -81,7 +81,8 @@ pub(crate) struct FewShot {
     /// Whether a requested number of examples is ignored.
     pub(crate) fixed: bool,
     pub(crate) sampler: Sampler,
-    pub(crate) exclude_document: bool,
+    /// See [`TaskFile::excludes_document`].
+    pub(crate) exclude_document: Option<bool>,
     /// Few-shot examples given in the description itself instead of a file.
     pub(crate) samples: Vec<Row>,
     /// Path of the task file with the few-shot examples, within the lm-eval package.
@@ -97,6 +98,15 @@ pub(crate) struct MultipleChoiceKeys {
     pub(crate) continuation: Option<String>,
     pub(crate) gold: Option<String>,
     pub(crate) labels: Option<String>,
+}
+
+impl TaskFile {
+    /// Whether a document is never its own few-shot example. If the examples are drawn from the documents themselves, it
+    /// would otherwise show its answer; for tasks of lm-eval, only what the description says applies.
+    pub(crate) fn excludes_document(&self) -> bool {
+        let of_documents = self.fewshot.samples.is_empty() && self.files.fewshot.is_empty();
+        self.fewshot.exclude_document.unwrap_or(of_documents && self.harness != Harness::LmEval)
+    }
 }
 
 impl FewShot {
