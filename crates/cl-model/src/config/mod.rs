@@ -12,6 +12,7 @@ mod olmo2;
 mod phi3;
 mod qwen;
 mod qwen2_moe;
+mod qwen3_moe;
 mod rope;
 mod seed_oss;
 mod smollm3;
@@ -40,6 +41,8 @@ pub enum Family {
     Qwen2,
     /// `Qwen2MoeForCausalLM`: Qwen2 with experts instead of the MLP, one of them shared by all tokens.
     Qwen2Moe,
+    /// `Qwen3MoeForCausalLM`: Qwen3 with experts instead of the MLP.
+    Qwen3Moe,
     /// `Qwen3ForCausalLM`: norms on each head of q and k.
     Qwen3,
     /// `SmolLM3ForCausalLM`: some layers have no rotary position embeddings.
@@ -64,12 +67,13 @@ pub enum Family {
 
 impl Family {
     /// All families with their name in `architectures[0]` and their `model_type`.
-    const NAMES: [(Family, &'static str, &'static str); 17] = [
+    const NAMES: [(Family, &'static str, &'static str); 18] = [
         (Family::Llama, "LlamaForCausalLM", "llama"),
         (Family::Mistral, "MistralForCausalLM", "mistral"),
         (Family::Mixtral, "MixtralForCausalLM", "mixtral"),
         (Family::Qwen2, "Qwen2ForCausalLM", "qwen2"),
         (Family::Qwen2Moe, "Qwen2MoeForCausalLM", "qwen2_moe"),
+        (Family::Qwen3Moe, "Qwen3MoeForCausalLM", "qwen3_moe"),
         (Family::Qwen3, "Qwen3ForCausalLM", "qwen3"),
         (Family::SmolLm3, "SmolLM3ForCausalLM", "smollm3"),
         (Family::Gemma2, "Gemma2ForCausalLM", "gemma2"),
@@ -199,7 +203,7 @@ pub enum ExpertGating {
 pub enum ExpertLayout {
     /// Mixtral's `block_sparse_moe.gate` and `block_sparse_moe.experts.E.w1`.
     Mixtral,
-    /// Qwen2-MoE's `mlp.gate`, `mlp.experts.E.gate_proj`, `mlp.shared_expert.gate_proj` and `mlp.shared_expert_gate`.
+    /// Qwen2-MoE's and Qwen3-MoE's `mlp.gate`, `mlp.experts.E.gate_proj`, `mlp.shared_expert.gate_proj` and `mlp.shared_expert_gate`.
     Qwen2Moe,
     /// The paper's tool: `mlp.router` and `mlp.experts.E.gate_proj`, `self_attn.q_proj.router` and
     /// `self_attn.q_proj.experts.E`.
@@ -314,6 +318,7 @@ impl ModelConfig {
             Family::Mixtral => mixtral::read,
             Family::Qwen2 => qwen::read_qwen2,
             Family::Qwen2Moe => qwen2_moe::read,
+            Family::Qwen3Moe => qwen3_moe::read,
             Family::Qwen3 => qwen::read_qwen3,
             Family::SmolLm3 => smollm3::read,
             Family::Gemma2 => gemma::read_gemma2,
@@ -424,6 +429,28 @@ mod tests {
         let qwen = json!({"architectures": ["Qwen2ForCausalLM"], "sliding_window": 8, "use_sliding_window": true,
             "max_window_layers": 3});
         assert_eq!(windows(qwen), [None, None, None, Some(8)]);
+    }
+
+    #[test]
+    fn qwen3_moe_has_128_experts_of_which_8_are_selected_by_default() {
+        let qwen = |extra: Value| {
+            let mut json = json!({"architectures": ["Qwen3MoeForCausalLM"], "vocab_size": 64, "hidden_size": 64,
+                "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 8});
+            json.as_object_mut().unwrap().extend(extra.as_object().unwrap().clone());
+            ModelConfig::from_json(Path::new("m"), json.as_object().unwrap())
+        };
+        let plain = qwen(json!({})).unwrap();
+        assert_eq!((plain.num_key_value_heads, plain.head_dim, plain.qkv_bias), (4, 8, false));
+        assert_eq!(plain.windows, [None, None]);
+        let experts = plain.experts.unwrap();
+        let counts = (experts.num_local_experts, experts.num_experts_per_tok, experts.intermediate_size);
+        assert_eq!((counts, experts.norm_topk_prob, experts.shared), ((128, 8, 768), false, false));
+        // The key of Transformers 5 and that of earlier versions.
+        for key in ["num_local_experts", "num_experts"] {
+            assert_eq!(qwen(json!({key: 9})).unwrap().experts.unwrap().routed(), 9);
+            let message = qwen(json!({key: 7})).unwrap_err().to_string();
+            assert!(message.contains(key), "{message}");
+        }
     }
 
     #[test]

@@ -39,7 +39,7 @@ pub(super) fn read(keys: &Keys) -> Result<ModelConfig, ConfigProblem> {
 }
 
 /// Every `decoder_sparse_step`-th layer has experts, except those in `mlp_only_layers`.
-fn layers(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
+pub(super) fn layers(keys: &Keys) -> Result<Vec<bool>, ConfigProblem> {
     let step = keys.decoder_sparse_step.unwrap_or(1);
     if step == 0 {
         return Err(ConfigProblem::TooSmall { key: "decoder_sparse_step", value: 0, least: 1 });
