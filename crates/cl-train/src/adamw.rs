@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use cl_torch::tch::{Kind, Tensor};
+use cl_torch::tch::{Device, Kind, Tensor};
 use cl_torch::{AdamW, foreach_mul_, fused_adamw, global_norm, set_gradient};
 
 use crate::sharding::Sharding;
@@ -123,12 +123,20 @@ impl Optimizer {
         }
     }
 
-    /// Removes the gradients, so that they need no memory in the next forward pass, and so that a parameter without a
-    /// gradient in the next step (such as an expert without tokens) keeps its value, as with PyTorch's optimizers.
+    /// Clears the gradients. Those of experts are removed, so that an expert without tokens in the next step keeps its
+    /// value, as with PyTorch's optimizers and as after a resume. On a GPU all are, to free their memory; on a CPU, the
+    /// allocator would keep it, and the peak would be higher.
     pub(crate) fn zero_grad(&mut self) -> Result<(), TrainError> {
-        match &self.sharding {
-            Some(sharding) => sharding.zero_grad(),
-            None => self.params.iter().try_for_each(|param| set_gradient(param, None))?,
+        if let Some(sharding) = &self.sharding {
+            sharding.zero_grad();
+            return Ok(());
+        }
+        for (name, param) in self.names.iter().zip(&mut self.params) {
+            if param.device() == Device::Cpu && !name.contains(".experts.") {
+                param.zero_grad();
+            } else {
+                set_gradient(param, None)?;
+            }
         }
         Ok(())
     }
