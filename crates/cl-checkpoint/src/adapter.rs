@@ -8,7 +8,9 @@ use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::fused_experts::{Expanded, expand};
 use crate::problem::AdapterProblem;
 use crate::writer::{CheckpointWriter, WriteOptions};
-use crate::{AdapterConfig, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec};
+use crate::{
+    AdapterConfig, Checkpoint, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec,
+};
 
 /// A PEFT adapter directory, opened lazily.
 pub struct Adapter {
@@ -146,6 +148,11 @@ impl Adapter {
         let (dir, config, stamps) = (self.dir.clone(), self.config.clone(), self.stamps.clone());
         let (file, modules) = (self.file.clone(), Vec::new());
         Adapter { dir, config, file, expanded: Some(expanded), modules, stamps }.with_modules().ok()
+    }
+
+    /// Like [`Adapter::named_for`], for a base in a directory.
+    pub fn named_in(&self, base: &Checkpoint) -> Option<Adapter> {
+        self.named_for(&|module| base.info(&format!("{module}.weight")).is_some())
     }
 
     /// Returns the path of the directory.

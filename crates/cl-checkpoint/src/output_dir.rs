@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
 
@@ -93,6 +94,20 @@ impl OutputDir {
             Some(lock) if lock.is_exclusive() => remove_stale(parent, &name),
             _ => Ok(()),
         }
+    }
+
+    /// Calls [`OutputDir::clean_up`] for all outputs in a folder.
+    ///
+    /// # Errors
+    /// Returns [`Error::Io`] if a file cannot be read or written.
+    pub fn clean_up_all(folder: &Path) -> Result<(), Error> {
+        let mut targets = BTreeSet::new();
+        for entry in fs::read_dir(folder).map_err(Error::io(folder))? {
+            let file = entry.map_err(Error::io(folder))?.file_name().to_string_lossy().into_owned();
+            let target = file.strip_prefix('.').and_then(|file| file.split_once(TEMPORARY));
+            targets.extend(target.map(|(name, _)| name.to_owned()));
+        }
+        targets.iter().try_for_each(|name| OutputDir::clean_up(&folder.join(name)))
     }
 
     /// Returns the temporary directory to write to.

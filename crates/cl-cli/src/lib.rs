@@ -3,7 +3,7 @@
 //! Loading libtorch takes a quarter of a second, so `cl` consists of two programs: `cl` itself, which does not link
 //! libtorch and runs the commands that need no model, and `cl-engine`, by which `cl` replaces itself for all others.
 
-// Help texts contain TOML tables in brackets and placeholders in angle brackets.
+// Help texts contain TOML tables in brackets and names of values in angle brackets.
 #![allow(rustdoc::broken_intra_doc_links, rustdoc::invalid_html_tags, rustdoc::bare_urls)]
 
 pub mod arguments;

@@ -226,13 +226,6 @@ pub(crate) fn split(card: &str) -> (&str, &str) {
     ("", card)
 }
 
-/// Returns the value of a key of front matter, if it is one word.
-pub(crate) fn word<'a>(front_matter: &'a str, key: &str) -> Option<&'a str> {
-    let line = front_matter.lines().find_map(|line| line.strip_prefix(key)?.strip_prefix(':'))?;
-    let value = line.trim().trim_matches(['"', '\'']);
-    (!value.is_empty() && !value.starts_with(['[', '{', '-', '#'])).then_some(value)
-}
-
 /// Quotes a string. JSON strings are also valid YAML.
 fn quoted(text: &str) -> String {
     Value::from(text).to_string()

@@ -339,7 +339,8 @@ fn license(hub: &Hub, bases: &[Repo]) -> Option<String> {
     let of = |repo: &Repo| {
         let folder = hub.cache.join(format!("models--{}", repo.name.replace('/', "--"))).join("snapshots");
         let card = read_text(&folder.join(repo.revision.as_deref()?).join("README.md"), MAX_CONFIG).ok()?;
-        card::word(card::split(&card).0, "license").map(str::to_owned)
+        let front_matter = FrontMatter::parse(card::split(&card).0).ok()?;
+        front_matter.word("license").map(str::to_owned)
     };
     let all: BTreeSet<Option<String>> = bases.iter().map(of).collect();
     if all.len() == 1 { all.into_iter().next().flatten() } else { None }

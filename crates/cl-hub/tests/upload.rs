@@ -121,22 +121,12 @@ fn a_request_to_stop_ends_the_wait_for_the_hub() {
     let (server, folder) = (server(), tempfile::tempdir().unwrap());
     let hub = Hub { token: Some("secret".to_owned()), ..server.hub(folder.path()) };
     let files = files(folder.path());
-    {
-        let mut state = server.state();
-        (state.busy, state.busy_status, state.retry_after) = (usize::MAX, "429 Wait", 50);
-    }
+    server.stay_busy("429 Wait");
     let interrupt = Interrupt::default();
-    let stop = interrupt.clone();
-    let start = std::time::Instant::now();
     std::thread::scope(|scope| {
-        scope.spawn(|| {
-            while server.requests("") == 0 {
-                std::thread::sleep(std::time::Duration::from_millis(5));
-            }
-            stop.request();
-        });
+        scope.spawn(|| server.stop_at_first_request(&interrupt));
         let error = hub.upload("me/model", true, &files, "Upload", &interrupt).unwrap_err().to_string();
         assert!(error.contains("stopped; the same command resumes it"), "{error}");
     });
-    assert!(start.elapsed().as_secs() < 25);
+    assert_eq!(server.requests(""), 1, "no request after the stop");
 }

@@ -7,7 +7,7 @@ use cl_model::Decoder;
 use cl_train::TrainError;
 
 use crate::LabError;
-use crate::output::discard;
+use crate::output::remove;
 use crate::trained::Trained;
 
 /// Writes the weights after `step` steps, and removes all but the `count` most recent ones.
@@ -25,10 +25,7 @@ pub(crate) fn write(
     earlier.retain(|(other, _)| *other < step);
     earlier.sort_by_key(|(other, _)| std::cmp::Reverse(*other));
     for (_, dir) in earlier.iter().skip(count - 1) {
-        discard(dir).map_err(|source| match source {
-            LabError::Io { path, source } => TrainError::Io { path, source },
-            _ => unreachable!("only files are removed"),
-        })?;
+        remove(dir).map_err(io(dir))?;
     }
     Ok(())
 }
@@ -39,13 +36,7 @@ pub(crate) fn clean_up(round: &Path) -> Result<(), LabError> {
     if !folder.exists() {
         return Ok(());
     }
-    for entry in std::fs::read_dir(&folder).map_err(LabError::io(&folder))? {
-        let name = entry.map_err(LabError::io(&folder))?.file_name().to_string_lossy().into_owned();
-        // Temporary directories are named after their target: `.step-200.cl-a1b2c3.part`.
-        let target = name.strip_prefix('.').and_then(|name| name.split('.').next()).unwrap_or(&name);
-        OutputDir::clean_up(&folder.join(target))?;
-    }
-    Ok(())
+    Ok(OutputDir::clean_up_all(&folder)?)
 }
 
 fn folder(round: &Path) -> PathBuf {

@@ -26,8 +26,7 @@ pub(crate) fn open_checkpoint(dir: &Path) -> Result<Checkpoint, LabError> {
 /// Opens an adapter for a base: fused experts get the base's names.
 pub(crate) fn open_adapter(dir: &Path, base: &Checkpoint) -> Result<Adapter, LabError> {
     let adapter = Adapter::open(dir)?;
-    let named = adapter.named_for(&|module| base.info(&format!("{module}.weight")).is_some());
-    Ok(named.unwrap_or(adapter))
+    Ok(adapter.named_in(base).unwrap_or(adapter))
 }
 
 /// Checks that an adapter is supported and fits a model, without reading tensors.

@@ -125,14 +125,16 @@ impl RunDir<'_> {
 
 /// Removes a directory, starting with its manifest, so that a killed process leaves nothing that looks complete.
 pub(crate) fn discard(dir: &Path) -> Result<(), LabError> {
+    remove(dir).map_err(LabError::io(dir))
+}
+
+/// [`discard`] with the error of the file system.
+pub(crate) fn remove(dir: &Path) -> std::io::Result<()> {
     let marker = dir.join("manifest.json");
     if marker.exists() {
-        std::fs::remove_file(&marker).map_err(LabError::io(&marker))?;
+        std::fs::remove_file(&marker)?;
     }
-    if dir.exists() {
-        std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
-    }
-    Ok(())
+    if dir.exists() { std::fs::remove_dir_all(dir) } else { Ok(()) }
 }
 
 /// Settings that determine how processes share a training run. They may change when the run is resumed.

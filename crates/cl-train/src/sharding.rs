@@ -101,7 +101,7 @@ impl SpreadWeights {
         SpreadWeights { ranks: ranks.clone(), pieces: Mutex::default() }
     }
 
-    /// Keeps this rank's shard of a weight, and returns a placeholder of the weight's shape without its values.
+    /// Keeps this rank's shard of a weight, and returns a tensor of the weight's shape without its values.
     pub fn place(&self, name: &str, tensor: Tensor) -> Tensor {
         let _no_graph = tch::no_grad_guard();
         let Some(group) = self.ranks.group().filter(|_| tensor.is_floating_point()) else { return tensor };

@@ -2,10 +2,10 @@
 
 use std::path::PathBuf;
 
-use cl_checkpoint::Precision;
 use cl_eval::DEFAULT_BATCH_SEQUENCES;
 use cl_hub::HubArgs;
 
+use super::compute::ComputeArgs;
 use super::decoding::DecodingArgs;
 use super::prompts::PromptArgs;
 
@@ -35,15 +35,9 @@ pub struct Args {
     /// Maximum number of texts generated at the same time.
     #[arg(long, value_name = "N", value_parser = super::values::count, default_value_t = DEFAULT_BATCH_SEQUENCES)]
     pub batch_sequences: usize,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
-    pub precision: Precision,
-    /// Keep the weights of the model's linear layers in this format in memory, as in training with [train.lora] base.
-    #[arg(long, value_name = "FORMAT", value_parser = ["nf4", "int8"])]
-    pub quantize: Option<String>,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// Dtype, quantization and device.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
     /// Print token ids instead of text.
     #[arg(long, conflicts_with = "prompts")]
     pub ids: bool,

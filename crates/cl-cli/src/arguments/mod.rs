@@ -2,6 +2,7 @@
 
 pub mod chat;
 pub mod check;
+pub mod compute;
 pub mod decoding;
 pub mod eval;
 pub mod generate;

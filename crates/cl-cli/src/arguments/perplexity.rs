@@ -2,10 +2,11 @@
 
 use std::path::PathBuf;
 
-use cl_checkpoint::Precision;
 use cl_data::Format;
 use cl_eval::DEFAULT_BATCH_TOKENS;
 use cl_hub::HubArgs;
+
+use super::compute::ComputeArgs;
 
 /// Arguments of `cl eval perplexity`.
 #[derive(clap::Args)]
@@ -43,13 +44,7 @@ pub struct Args {
     /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// Dtype of the computation.
-    #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
-    pub precision: Precision,
-    /// Keep the weights of the model's linear layers in this format in memory, as in training with [train.lora] base.
-    #[arg(long, value_name = "FORMAT", value_parser = ["nf4", "int8"])]
-    pub quantize: Option<String>,
-    /// Device: auto, cpu, cuda or cuda:N.
-    #[arg(long, default_value = "auto")]
-    pub device: String,
+    /// Dtype, quantization and device.
+    #[command(flatten)]
+    pub compute: ComputeArgs,
 }

@@ -30,7 +30,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     let args = &args;
     let template = chat_template::open(&args.model, args.template.as_deref())?;
     check_system(&template, args.system.as_deref())?;
-    let loaded = loaded::open(&args.model, &args.adapter, args.precision, args.quantize.as_deref(), &args.device)?;
+    let loaded = loaded::open(&args.model, &args.adapter, &args.compute)?;
     let eos = Scorer::new(&loaded.model, &loaded.tokenizer).end_tokens();
     let decoding = of_model(decoding, &args.decoding, &loaded.model);
     let mut conversation = Conversation {

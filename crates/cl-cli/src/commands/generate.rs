@@ -24,7 +24,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     super::locate(args.hub, &mut args.model, &mut args.adapter, interrupt)?;
     let args = &args;
     let prompts = prompts(&args.prompts, &args.model)?;
-    let loaded = loaded::open(&args.model, &args.adapter, args.precision, args.quantize.as_deref(), &args.device)?;
+    let loaded = loaded::open(&args.model, &args.adapter, &args.compute)?;
     let positions = loaded.model.config.max_position_embeddings;
     let tokens = |p: &Prompt| p.tokens(&loaded.tokenizer, args.max_new_tokens, positions);
     let ids = prompts.iter().map(tokens).collect::<Result<Vec<_>>>()?;

@@ -8,7 +8,7 @@ use cl_cli::arguments::perplexity::Args;
 use cl_cli::light::data::columns;
 use cl_data::{ChatTemplate, Dataset, Example, load_as};
 use cl_eval::Table;
-use cl_lab::{LoadedModel, Perplexity, PerplexityOptions, perplexity};
+use cl_lab::{Perplexity, PerplexityOptions, perplexity};
 use serde::Serialize;
 
 use super::loaded;
@@ -37,9 +37,7 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     let without = (args.adapter.is_empty() || args.base).then_some(None);
     let adapters: Vec<Option<&Path>> =
         without.into_iter().chain(args.adapter.iter().map(|a| Some(a.as_path()))).collect();
-    let quantize = args.quantize.as_deref().map(loaded::quantization).transpose()?;
-    let device = cl_torch::pick_device(&args.device)?;
-    let mut model = LoadedModel::open(&args.model, adapters[0], args.precision, quantize, device)?;
+    let mut model = loaded::open_one(&args.model, adapters[0], &args.compute)?;
     let context = model.model.config.max_position_embeddings;
     if let Some(max_length) = args.max_length.filter(|n| *n > context) {
         tracing::warn!("--max-length {max_length} is above the model's context of {context} tokens");

@@ -7,6 +7,7 @@ use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::sync::{Arc, Mutex, MutexGuard};
 
+use cl_checkpoint::Interrupt;
 use cl_hub::Hub;
 use serde_json::{Value, json};
 use sha1::Sha1;
@@ -106,6 +107,20 @@ impl Answer {
 }
 
 impl Server {
+    /// Answers every further request with a status and a pause of 50 seconds.
+    pub fn stay_busy(&self, status: &'static str) {
+        let mut state = self.state();
+        (state.busy, state.busy_status, state.retry_after) = (usize::MAX, status, 50);
+    }
+
+    /// Waits for the first request, and then requests a stop.
+    pub fn stop_at_first_request(&self, interrupt: &Interrupt) {
+        while self.requests("") == 0 {
+            std::thread::sleep(std::time::Duration::from_millis(5));
+        }
+        interrupt.request();
+    }
+
     pub fn new() -> Server {
         let listen = || {
             let listener = TcpListener::bind("127.0.0.1:0").unwrap();

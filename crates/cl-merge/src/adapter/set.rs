@@ -224,8 +224,7 @@ impl<'a> Set<'a> {
 
     /// Gives the modules of fused experts the base's names, see [`Adapter::named_for`].
     fn name_for(&mut self, base: &Checkpoint, problems: &mut Vec<Problem>) {
-        let has = |module: &str| base.info(&format!("{module}.weight")).is_some();
-        let named: Vec<Option<Adapter>> = self.members.iter().map(|member| member.adapter.named_for(&has)).collect();
+        let named: Vec<Option<Adapter>> = self.members.iter().map(|member| member.adapter.named_in(base)).collect();
         if named.iter().all(Option::is_none) {
             return;
         }

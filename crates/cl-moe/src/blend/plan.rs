@@ -81,10 +81,9 @@ impl BlendPlan {
         let general = (config.experts.len()..).zip(&config.general_adapters);
         opened.extend(general.map(|(i, dir)| note(Adapter::open(dir), &place(config, i), &mut problems)));
         if let Some(base) = &base {
-            let has = |module: &str| base.info(&format!("{module}.weight")).is_some();
             // Adapters of fused experts do not contain the base's names.
             for adapter in opened.iter_mut().flatten() {
-                if let Some(named) = adapter.named_for(&has) {
+                if let Some(named) = adapter.named_in(base) {
                     *adapter = named;
                 }
             }
