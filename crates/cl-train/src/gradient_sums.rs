@@ -14,10 +14,13 @@ use cl_torch::{Pending, ProcessGroup, TorchError, set_gradient};
 use crate::sharding::{locked, unit_of};
 use crate::{Ranks, TrainError};
 
-/// Minimum size in bytes of an all-reduce bucket, so that small gradients share a message.
-const BUCKET_BYTES: usize = 8 << 20;
-/// Maximum number of buckets in flight; each is a copy of gradients.
-const AT_A_TIME: usize = 2;
+/// All-reduce buckets per step if gradients are small: with fewer, the last layers' gradients (the first to be complete)
+/// would wait for those of many other layers.
+const BUCKETS: usize = 16;
+/// Bounds of the minimum size in bytes of a bucket. A smaller message takes mostly latency, a larger one more memory.
+const BUCKET_BYTES: (usize, usize) = (16 << 10, 8 << 20);
+/// No further bucket is sent while this many bytes are in flight; each bucket is a copy of gradients.
+const BYTES_IN_FLIGHT: usize = 16 << 20;
 
 /// Sums the gradients of the trained tensors over all ranks. A tensor gets a gradient if it has one in any rank.
 pub(crate) struct GradientSums {
@@ -26,6 +29,8 @@ pub(crate) struct GradientSums {
     /// those outside the layers. The order is the same in all ranks.
     units: Mutex<Vec<Vec<Tensor>>>,
     layers: usize,
+    /// Minimum size in bytes of a bucket.
+    bucket_bytes: usize,
     step: Mutex<Step>,
 }
 
@@ -60,7 +65,15 @@ impl GradientSums {
         for (name, tensor) in trainable {
             units[layers - unit_of(name).min(layers)].push(tensor.shallow_clone());
         }
-        Some(GradientSums { ranks: ranks.clone(), units: Mutex::new(units), layers, step: Mutex::default() })
+        let total: usize = trainable.iter().map(|(_, tensor)| bytes(tensor)).sum();
+        let bucket_bytes = (total / BUCKETS).clamp(BUCKET_BYTES.0, BUCKET_BYTES.1);
+        Some(GradientSums {
+            ranks: ranks.clone(),
+            units: Mutex::new(units),
+            layers,
+            bucket_bytes,
+            step: Mutex::default(),
+        })
     }
 
     /// Announces that the next backward pass is this rank's last of the step.
@@ -74,7 +87,7 @@ impl GradientSums {
         let (units, mut step) = (locked(&self.units), std::mem::take(&mut *locked(&self.step)));
         self.ranks.together(|group| {
             step.failure.take().map_or(Ok(()), Err)?;
-            step.start(&units, units.len(), group)?;
+            step.start(&units, units.len(), self.bucket_bytes, group)?;
             step.send_collected(group)?;
             step.on_their_way.drain(..).try_for_each(Bucket::arrive)
         })
@@ -94,13 +107,19 @@ impl LayerHooks for GradientSums {
         let _no_graph = tch::no_grad_guard();
         let mut step = locked(&self.step);
         let Some(group) = self.ranks.group().filter(|_| step.is_last_pass && step.failure.is_none()) else { return };
-        step.failure = step.start(&locked(&self.units), self.layers - layer, group).err();
+        step.failure = step.start(&locked(&self.units), self.layers - layer, self.bucket_bytes, group).err();
     }
 }
 
 impl Step {
     /// Starts the reduction of the first `complete` units.
-    fn start(&mut self, units: &[Vec<Tensor>], complete: usize, group: &ProcessGroup) -> Result<(), TorchError> {
+    fn start(
+        &mut self,
+        units: &[Vec<Tensor>],
+        complete: usize,
+        bucket_bytes: usize,
+        group: &ProcessGroup,
+    ) -> Result<(), TorchError> {
         while self.started < complete {
             for tensor in &units[self.started] {
                 // The end of a bucket depends only on shapes and dtypes, not on when a unit is started.
@@ -108,7 +127,7 @@ impl Step {
                     self.send_collected(group)?;
                 }
                 self.collected.push(tensor.shallow_clone());
-                if self.collected.iter().map(bytes).sum::<usize>() >= BUCKET_BYTES {
+                if self.collected.iter().map(bytes).sum::<usize>() >= bucket_bytes {
                     self.send_collected(group)?;
                 }
             }
@@ -120,7 +139,7 @@ impl Step {
     fn send_collected(&mut self, group: &ProcessGroup) -> Result<(), TorchError> {
         let tensors = std::mem::take(&mut self.collected);
         let Some(kind) = tensors.first().map(Tensor::kind) else { return Ok(()) };
-        while self.on_their_way.len() >= AT_A_TIME {
+        while self.on_their_way.iter().map(|bucket| bytes(&bucket.flat)).sum::<usize>() >= BYTES_IN_FLIGHT {
             self.on_their_way.pop_front().map_or(Ok(()), Bucket::arrive)?;
         }
         let present: Vec<f32> = tensors.iter().map(|t| f32::from(u8::from(t.grad().defined()))).collect();
