@@ -30,14 +30,17 @@ pub enum KeyProblem {
     #[error("must name at least one file")]
     NoFiles,
     /// The description does not define what to ask, or defines it twice.
-    #[error("exactly one of [multiple_choice] and [generation] is required")]
+    #[error("exactly one of [multiple_choice], [generation] and [loglikelihood] is required")]
     Kind,
     /// The metric is not one for multiple choice.
     #[error("must be acc, acc_norm or probability_mass for [multiple_choice]")]
     NotForChoices,
-    /// The metric is only for multiple choice.
-    #[error("must not be acc, acc_norm or probability_mass for [generation]")]
-    OnlyForChoices,
+    /// The metric is not one for generated texts.
+    #[error("must not be acc, acc_norm, probability_mass or greedy_match for [generation]")]
+    NotForTexts,
+    /// The metric is not the one for continuations.
+    #[error("must be greedy_match for [loglikelihood]")]
+    NotForContinuations,
     /// The keys of a multiple-choice task do not fit together.
     #[error("requires either `context` and `choices`, or `contexts` and `continuation`")]
     Choices,

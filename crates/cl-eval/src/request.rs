@@ -49,6 +49,8 @@ pub enum Request {
     Generate(GenerateRequest),
     /// Score each of several continuations.
     Loglikelihood(Vec<LoglikelihoodRequest>),
+    /// Score one continuation, and say whether greedy decoding would produce it.
+    Continuation(LoglikelihoodRequest),
 }
 
 /// The model's answer to a [`Request`].
@@ -60,6 +62,8 @@ pub enum Response {
     /// Sum of log-probabilities of each continuation. In JSON, values that are not finite are the strings `"inf"`,
     /// `"-inf"` and `"NaN"`.
     Loglikelihoods(#[serde(with = "numbers")] Vec<f64>),
+    /// The answer to a [`Request::Continuation`].
+    Continuation(Loglikelihood),
 }
 
 /// Callback that receives the answer to the request with a given index. If it returns an error, the model must return

@@ -46,6 +46,10 @@ fn compare(expected: &Path, data: &Path) -> (usize, usize) {
                     let pairs: Vec<_> = asked.into_iter().map(|r| json!([r.context, r.continuation])).collect();
                     json!({ "pairs": pairs, "gold": gold })
                 }
+                (Request::Continuation(asked), Target::Continuation { .. }) => {
+                    requests += 1;
+                    json!({ "pairs": [[asked.context, asked.continuation]] })
+                }
                 (Request::Generate(asked), Target::Reference { reference, .. }) => {
                     requests += 1;
                     json!({ "prompt": asked.prompt, "until": asked.stop, "gold": reference })

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use cl_eval::{
     Answered, BoxError, Document, Error, GenerateRequest, GenerationTask, Gold, Harness, LanguageModel, Loglikelihood,
     LoglikelihoodRequest, Metric, MultipleChoice, Question, Request, Resampling, Response, RunSettings, Scores, Target,
-    Task, TaskOptions, TaskResult, aggregate_group, compare, evaluate, known_tasks, load_task, load_tasks,
+    Task, TaskGroup, TaskOptions, TaskResult, aggregate_group, compare, evaluate, known_tasks, load_task, load_tasks,
     metrics::rouge, rescore, results,
 };
 use proptest::prelude::*;
@@ -162,11 +162,11 @@ fn an_answer_of_another_kind_counts_as_empty() {
     for (task, _) in every_task(&[0, 1]) {
         let wrong = match task.request(0) {
             Request::Generate(_) => Response::Loglikelihoods(vec![-1.0]),
-            Request::Loglikelihood(_) => Response::Text("choice 0".to_owned()),
+            Request::Loglikelihood(_) | Request::Continuation(_) => Response::Text("choice 0".to_owned()),
         };
         let empty = match task.request(0) {
             Request::Generate(_) => Response::Text(String::new()),
-            Request::Loglikelihood(_) => Response::Loglikelihoods(vec![]),
+            Request::Loglikelihood(_) | Request::Continuation(_) => Response::Loglikelihoods(vec![]),
         };
         let score = |response| task.metric().scores(&task.target(0), response);
         assert_eq!(score(&wrong), score(&empty), "{}", task.name());
@@ -334,7 +334,7 @@ fn write(path: PathBuf, text: &str) {
 fn prompt(task: &dyn Task, document: usize) -> GenerateRequest {
     match task.request(document) {
         Request::Generate(request) => request,
-        Request::Loglikelihood(_) => panic!("asks for log-likelihoods"),
+        Request::Loglikelihood(_) | Request::Continuation(_) => panic!("asks for log-likelihoods"),
     }
 }
 
@@ -570,7 +570,8 @@ fn a_task_of_one_s_own() {
             "`generation.stop`: must not contain an empty string",
         ),
         ("generation = { prompt = \"p\", target = \"t\", max_new_tokens = 0 }", "`generation.max_new_tokens`"),
-        ("", "exactly one of [multiple_choice] and [generation]"),
+        ("loglikelihood = { context = \"c\", continuation = \"t\" }", "`metric`: must be greedy_match"),
+        ("", "exactly one of [multiple_choice], [generation] and [loglikelihood]"),
     ] {
         write(data.join("own.toml"), &format!("{own}{keys}"));
         let error = load_task("own.toml", data, options).err().unwrap().to_string();
@@ -625,6 +626,69 @@ fn several_choices_can_be_right() {
         (of.means.a - 0.5).abs() < 1e-15 && (of.means.b - 2.0 / 3.0).abs() < 1e-15 && of.mcnemar.is_none(),
         "{of:?}"
     );
+}
+
+/// A task of continuations: loaded, answered, saved, scored again, and written as lm-eval's results.
+#[test]
+fn continuations_have_greedy_matches_and_a_perplexity() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    let task = "name = \"capitals\"\nmetric = \"greedy_match\"\nfiles.eval = [\"capitals\"]\n\
+                loglikelihood = { context = \"Capital of {{ country }}?\", continuation = \" {{ capital }}\" }\n";
+    write(data.join("capitals.toml"), task);
+    let rows = "{\"country\": \"France\", \"capital\": \"Paris\"}\n{\"country\": \"Japan\", \"capital\": \"Tokyo\"}\n";
+    write(data.join("capitals.jsonl"), rows);
+    let options = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
+    let shots = load_task("capitals.toml", data, options).unwrap();
+    let Request::Continuation(asked) = shots.request(0) else { panic!() };
+    // The delimiter precedes the continuation of an example only, as in lm-eval.
+    let context = "Capital of Japan?  Tokyo\n\nCapital of France?";
+    assert_eq!((asked.context.as_str(), asked.continuation.as_str()), (context, " Paris"));
+
+    let task = load_task("capitals.toml", data, TaskOptions::default()).unwrap();
+    let file = |name: &str| data.join(name).with_extension("predictions.jsonl");
+    let answer = |context: &str| if context.contains("France") { " Paris" } else { " Tokyo" }.to_owned();
+    let scores = run(task.as_ref(), answer, &file("right"));
+    let perplexity = (0.1_f64 + 0.2).exp();
+    assert_eq!((scores.main_metric.as_str(), scores.main()), ("greedy_match", 1.0));
+    assert_eq!((scores.metrics["perplexity"], scores.stderr["perplexity"]), (perplexity, 0.0));
+    let text = std::fs::read_to_string(file("right")).unwrap();
+    assert!(text.contains(r#""target":{"continuation":{"continuation":" Paris"}}"#), "{text}");
+    assert_eq!(rescore(task.as_ref(), &file("right")).unwrap(), scores);
+    let (from_file, lines) = cl_eval::score_file(&file("right")).unwrap().remove(0);
+    assert_eq!(from_file, scores);
+    assert_eq!(Metric::GreedyMatch.lacks(&lines[0].target), None);
+    for other in [Metric::Acc, Metric::ExactMatch] {
+        assert!(
+            other.lacks(&lines[0].target).is_some() && !other.scores(&lines[0].target, &lines[0].response).is_empty()
+        );
+    }
+    let json = results(
+        &[TaskResult { scores: &scores, settings: task.settings(), original: None }],
+        &[],
+        &RunSettings::default(),
+    );
+    assert_eq!(json["results"]["capitals"]["acc,none"], 1.0);
+    assert_eq!(json["results"]["capitals"]["perplexity,none"], perplexity);
+    assert_eq!(json["higher_is_better"]["capitals"], serde_json::json!({"acc": true, "perplexity": false}));
+    assert_eq!(json["configs"]["capitals"]["metric_list"][1]["aggregation"], "perplexity");
+
+    // An impossible continuation: the perplexity is infinite, and left out of a group's as well.
+    let partly = run(task.as_ref(), |_| " Paris".to_owned(), &file("partly"));
+    assert_eq!((partly.main(), partly.metrics.get("perplexity")), (0.5, None));
+    let named = |scores: &Scores, task: &str| Scores { task: task.to_owned(), ..scores.clone() };
+    let group = |members: &[&str]| TaskGroup {
+        name: "all".to_owned(),
+        version: 1,
+        members: members.iter().map(|m| (*m).to_owned()).collect(),
+    };
+    let all = [named(&scores, "a"), named(&scores, "b"), named(&partly, "c")];
+    assert_eq!(aggregate_group(&group(&["a", "b"]), &all).unwrap().metrics, scores.metrics);
+    let with_infinite = aggregate_group(&group(&["a", "c"]), &all).unwrap();
+    assert_eq!(with_infinite.metrics, BTreeMap::from([("greedy_match".to_owned(), 0.75)]));
+
+    let comparison = compare(&file("right"), &file("partly"), Resampling::default()).unwrap();
+    assert!((comparison.tasks[0].metrics["greedy_match"].means.difference.value + 0.5).abs() < 1e-15);
 }
 
 #[test]
@@ -690,7 +754,7 @@ fn pooled_standard_errors_are_lm_eval_s() {
         metrics: BTreeMap::from([("acc".to_owned(), acc)]),
         stderr: BTreeMap::from([("acc".to_owned(), stderr)]),
     };
-    let group = cl_eval::TaskGroup { name: "g".to_owned(), version: 1, members: vec!["a".to_owned(), "b".to_owned()] };
+    let group = TaskGroup { name: "g".to_owned(), version: 1, members: vec!["a".to_owned(), "b".to_owned()] };
     let pooled = aggregate_group(&group, &[score("a", 10, 0.5, 0.1), score("b", 40, 0.75, 0.05)]).unwrap();
     assert!((pooled.metrics["acc"] - 0.7).abs() < 1e-15);
     assert!((pooled.stderr["acc"] - 0.0447213595499958).abs() < 1e-15, "{}", pooled.stderr["acc"]);

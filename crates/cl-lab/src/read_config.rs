@@ -51,8 +51,8 @@ fn check_sequence_keys(path: &Path, config: &SequenceConfig) -> Result<(), LabEr
             return Err(LabError::config(path, ConfigProblem::OutOfRange { key, value, most }));
         }
     }
-    if config.eval.metric.is_some_and(Metric::is_for_choices) {
-        return Err(LabError::config(path, ConfigProblem::ChoiceMetric));
+    if config.eval.metric.is_some_and(|metric| !metric.is_for_texts()) {
+        return Err(LabError::config(path, ConfigProblem::NotForTexts));
     }
     Ok(())
 }

@@ -284,7 +284,7 @@ pub(crate) fn beyond_the_model(config: &EvalConfig, positions: usize) -> Option<
 pub(crate) fn check_room(task: &dyn Task, positions: usize) -> Result<(), LabError> {
     let most = (0..task.len()).filter_map(|d| match task.request(d) {
         Request::Generate(request) => Some(request.max_new_tokens),
-        Request::Loglikelihood(_) => None,
+        Request::Loglikelihood(_) | Request::Continuation(_) => None,
     });
     match most.max() {
         Some(max_new_tokens) if max_new_tokens >= positions => {

@@ -34,9 +34,10 @@ pub struct Args {
     /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
-    /// arc_challenge, arc_easy, boolq, commonsense_qa, copa, hellaswag, logiqa, mathqa, openbookqa, piqa, rte, sciq,
-    /// social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande, dbpedia, amazon, yahoo, agnews; a directory in DATA with
-    /// a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of multiple-choice questions.
+    /// arc_challenge, arc_easy, boolq, commonsense_qa, copa, hellaswag, lambada_openai, logiqa, mathqa, openbookqa,
+    /// piqa, rte, sciq, social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande, dbpedia, amazon, yahoo, agnews; a
+    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of
+    /// multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,
     /// Directory of tasks, in TRACE's layout.
@@ -82,8 +83,8 @@ pub struct Args {
     #[arg(long)]
     pub add_bos_token: Option<bool>,
     /// The same for tasks of lm-evaluation-harness only: mmlu, arc_challenge, arc_easy, boolq, commonsense_qa, copa,
-    /// hellaswag, logiqa, mathqa, openbookqa, piqa, rte, sciq, social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande,
-    /// gsm8k, gsm8k_cot.
+    /// hellaswag, lambada_openai, logiqa, mathqa, openbookqa, piqa, rte, sciq, social_iqa, truthfulqa_mc1,
+    /// truthfulqa_mc2, winogrande, gsm8k, gsm8k_cot.
     #[arg(long)]
     pub lm_eval_add_bos_token: Option<bool>,
     /// Which definitions apply. paper: as in the paper, tasks of lm-evaluation-harness without BOS, and MeetingBank

@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::io::Write;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
@@ -236,11 +236,14 @@ fn table(runs: &[(String, Vec<Scores>)]) -> Table {
     let single = runs.len() == 1;
     let mut rows = Vec::new();
     for (place, scores) in runs[0].1.iter().enumerate() {
-        for metric in scores.metrics.keys() {
+        let metrics: BTreeSet<&String> = runs.iter().flat_map(|(_, all)| all[place].metrics.keys()).collect();
+        for metric in metrics {
             let mark = if *metric == scores.main_metric { "*" } else { "" };
             let mut row = vec![scores.task.clone(), format!("{metric}{mark}")];
             for (_, all) in runs {
-                let (value, error) = (format!("{:.4}", all[place].metrics[metric]), error(&all[place], metric));
+                // An infinite perplexity is left out.
+                let value = all[place].metrics.get(metric).map_or_else(|| "-".to_owned(), |v| format!("{v:.4}"));
+                let error = error(&all[place], metric);
                 if single {
                     row.extend([value, error]);
                 } else {

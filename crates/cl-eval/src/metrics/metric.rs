@@ -21,6 +21,9 @@ pub enum Metric {
     /// `probability_mass`: the share of the correct choices in the sum of all choices' probabilities, as in TruthfulQA's
     /// MC2.
     ProbabilityMass,
+    /// `greedy_match`: greedy decoding would produce the continuation, i.e. each of its tokens is the most likely one; 0
+    /// or 1. Scores of a task also contain `perplexity`, exp(−mean log-likelihood of the continuations), as in LAMBADA.
+    GreedyMatch,
     /// `first_char`: the first character of the stripped answer equals that of the reference, as the paper scores
     /// C-STANCE, FOMC and ScienceQA. `exact_match`: the whole strings are equal, as TRACE scores C-STANCE and FOMC (an
     /// answer limited to a few tokens cannot match a long reference such as ScienceQA's).
@@ -45,16 +48,16 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Returns the scores by name, each in `[0, 1]`; the names are the same for every target and answer. An answer of
-    /// the wrong kind counts as empty.
+    /// Returns the scores of a document by name, each in `[0, 1]`; the names are the same for every target and answer. An
+    /// answer of the wrong kind counts as empty.
     pub fn scores(self, target: &Target, response: &Response) -> BTreeMap<String, f64> {
         let answer = match response {
             Response::Text(text) => text.as_str(),
-            Response::Loglikelihoods(_) => "",
+            Response::Loglikelihoods(_) | Response::Continuation(_) => "",
         };
         let reference = match target {
             Target::Reference { reference, .. } => reference.as_str(),
-            Target::Choice { .. } => "",
+            Target::Choice { .. } | Target::Continuation { .. } => "",
         };
         let scores = match self {
             Metric::Acc | Metric::AccNorm => {
@@ -62,6 +65,10 @@ impl Metric {
                 vec![("acc", acc), ("acc_norm", acc_norm)]
             }
             Metric::ProbabilityMass => vec![("probability_mass", choice::probability_mass(target, response))],
+            Metric::GreedyMatch => {
+                let greedy = matches!(response, Response::Continuation(answer) if answer.greedy);
+                vec![("greedy_match", f64::from(u8::from(greedy)))]
+            }
             Metric::FirstChar => vec![
                 ("first_char", first_char::first_char(answer, reference)),
                 ("exact_match", exact::exact_match(answer, reference)),
@@ -106,12 +113,20 @@ impl Metric {
         matches!(self, Metric::Acc | Metric::AccNorm | Metric::ProbabilityMass)
     }
 
+    /// Whether the metric is for generated texts.
+    pub fn is_for_texts(self) -> bool {
+        !self.is_for_choices() && self != Metric::GreedyMatch
+    }
+
     /// Returns what a target is missing to be scored by this metric; `None` if it can be scored.
     pub fn lacks(self, target: &Target) -> Option<&'static str> {
         match (self, target) {
-            (choices, Target::Reference { .. }) if choices.is_for_choices() => Some("it has no choices"),
+            (Metric::GreedyMatch, Target::Continuation { .. }) => None,
+            (Metric::GreedyMatch, _) => Some("it has no continuation"),
             (choices, Target::Choice { .. }) if choices.is_for_choices() => None,
+            (choices, _) if choices.is_for_choices() => Some("it has no choices"),
             (_, Target::Choice { .. }) => Some("it has choices and no written reference"),
+            (_, Target::Continuation { .. }) => Some("it has a continuation and no written reference"),
             (Metric::Sari, Target::Reference { source: None, .. }) => Some("its references come without a source"),
             (_, Target::Reference { .. }) => None,
         }
@@ -123,6 +138,7 @@ impl Metric {
             Metric::Acc => "acc",
             Metric::AccNorm => "acc_norm",
             Metric::ProbabilityMass => "probability_mass",
+            Metric::GreedyMatch => "greedy_match",
             Metric::FirstChar => "first_char",
             Metric::ExactMatch => "exact_match",
             Metric::RougeL => "rouge_l",

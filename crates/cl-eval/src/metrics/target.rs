@@ -19,6 +19,11 @@ pub enum Target {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<String>,
     },
+    /// A text that greedy decoding should produce.
+    Continuation {
+        /// The text.
+        continuation: String,
+    },
 }
 
 /// The correct choice of a question, or several: an index or a list of indices in JSON.

@@ -75,11 +75,13 @@ pub fn evaluate_all(
     }
     let mut written = RequestBatch::default();
     let mut scored = RequestBatch::default();
+    let mut continued = RequestBatch::default();
     for (index, run) in runs.iter().enumerate() {
         for document in run.saved.first_unanswered(&run.keys) {
             match &run.requests[document] {
                 Request::Generate(r) => written.push((index, document), std::slice::from_ref(r)),
                 Request::Loglikelihood(list) => scored.push((index, document), list),
+                Request::Continuation(r) => continued.push((index, document), std::slice::from_ref(r)),
             }
         }
     }
@@ -94,6 +96,12 @@ pub fn evaluate_all(
         observe,
         |requests, answered| model.loglikelihood(requests, answered),
         |sums| Response::Loglikelihoods(sums.into_iter().map(|l: Loglikelihood| l.sum).collect()),
+    )?;
+    continued.ask(
+        &mut runs,
+        observe,
+        |requests, answered| model.loglikelihood(requests, answered),
+        |answers| Response::Continuation(answers.into_iter().next().unwrap_or_default()),
     )?;
     runs.iter_mut().map(TaskRun::finish).collect()
 }

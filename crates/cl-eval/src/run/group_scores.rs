@@ -1,6 +1,6 @@
 use std::collections::BTreeMap;
 
-use super::scores::Scores;
+use super::scores::{PERPLEXITY, Scores};
 use crate::error::Error;
 use crate::task::TaskGroup;
 
@@ -17,6 +17,10 @@ pub fn aggregate_group(group: &TaskGroup, scores: &[Scores]) -> Result<Scores, E
     let documents: usize = members.iter().map(|s| s.documents).sum();
     let (mut metrics, mut stderr) = (BTreeMap::new(), BTreeMap::new());
     for name in first.metrics.keys() {
+        // An infinite perplexity is left out.
+        if name == PERPLEXITY && members.iter().any(|member| !member.metrics.contains_key(name)) {
+            continue;
+        }
         let (mut sum, mut squares) = (0.0, Some(0.0));
         for member in &members {
             let n = member.documents as f64;

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::{Map, Value, json};
 
 use super::files::write_whole;
-use super::scores::Scores;
+use super::scores::{PERPLEXITY, Scores};
 use crate::TaskGroup;
 use crate::error::Error;
 
@@ -61,12 +61,13 @@ pub struct RunSettings {
 /// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
 /// assert_eq!(cl_eval::harness_metric("flexible_extract"), ("exact_match", "flexible-extract"));
 /// assert_eq!(cl_eval::harness_metric("probability_mass"), ("acc", "none"));
+/// assert_eq!(cl_eval::harness_metric("greedy_match"), ("acc", "none"));
 /// ```
 pub fn harness_metric(metric: &str) -> (&str, &str) {
     match metric {
         "flexible_extract" => ("exact_match", "flexible-extract"),
         "strict_match" => ("exact_match", "strict-match"),
-        "probability_mass" => ("acc", "none"),
+        "probability_mass" | "greedy_match" => ("acc", "none"),
         other => (other, "none"),
     }
 }
@@ -182,15 +183,17 @@ fn same<'v>(mut values: impl Iterator<Item = Option<&'v Value>>) -> Option<Value
 }
 
 fn higher_is_better(scores: &Scores) -> Value {
-    let all: Map<String, Value> =
-        scores.metrics.keys().map(|m| (harness_metric(m).0.to_owned(), Value::Bool(true))).collect();
-    all.into()
+    let better = |metric: &String| (harness_metric(metric).0.to_owned(), Value::Bool(metric != PERPLEXITY));
+    scores.metrics.keys().map(better).collect::<Map<_, _>>().into()
 }
 
 fn config(task: &TaskResult<'_>) -> Value {
     let mut config = Map::new();
     config.insert("task".to_owned(), json!(task.scores.task));
-    let metric = |m: &String| json!({"metric": harness_metric(m).0, "aggregation": "mean", "higher_is_better": true});
+    let metric = |m: &String| {
+        let aggregation = if m == PERPLEXITY { PERPLEXITY } else { "mean" };
+        json!({"metric": harness_metric(m).0, "aggregation": aggregation, "higher_is_better": m != PERPLEXITY})
+    };
     let mut metrics: Vec<Value> = task.scores.metrics.keys().map(metric).collect();
     metrics.dedup(); // exact_match with two filters is one metric
     config.insert("metric_list".to_owned(), metrics.into());

@@ -4,6 +4,10 @@ use serde::{Deserialize, Serialize};
 
 use super::predictions::Prediction;
 use crate::metrics::Metric;
+use crate::request::Response;
+
+/// Name of the perplexity in [`Scores`]: the only score that is better if lower, and no mean over documents.
+pub(super) const PERPLEXITY: &str = "perplexity";
 
 /// Mean scores over all documents of a task.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -14,7 +18,7 @@ pub struct Scores {
     pub documents: usize,
     /// The main metric, which represents the task in tables.
     pub main_metric: String,
-    /// Mean of each metric, in `[0, 1]`.
+    /// Mean of each metric, in `[0, 1]`; for [`Metric::GreedyMatch`] also `perplexity`, at least 1, unless it is infinite.
     pub metrics: BTreeMap<String, f64>,
     /// Standard error of each mean: the sample standard deviation divided by the square root of the number of
     /// documents; absent for a single document, and in files written by older versions.
@@ -38,12 +42,30 @@ impl Scores {
         }
         // Sorted, so that the mean's last bits do not depend on the order of the documents.
         values.values_mut().for_each(|v| v.sort_by(f64::total_cmp));
-        let metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
-        let stderr = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v)));
-        let stderr = stderr.filter(|(_, e)| e.is_finite()).collect(); // JSON has no NaN, and NaN is not equal to itself
+        let mut metrics: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), mean(v))).collect();
+        let mut stderr: BTreeMap<_, _> = values.iter().map(|(metric, v)| (metric.clone(), standard_error(v))).collect();
+        // JSON has no infinity, so an infinite perplexity is left out.
+        if let Some((perplexity, error)) = perplexity(predictions).filter(|(p, _)| p.is_finite()) {
+            metrics.insert(PERPLEXITY.to_owned(), perplexity);
+            stderr.insert(PERPLEXITY.to_owned(), error);
+        }
+        stderr.retain(|_, e| e.is_finite()); // JSON has no NaN, and NaN is not equal to itself
         let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
         Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
     }
+}
+
+/// Returns exp(−mean log-likelihood) of the continuations, and its standard error to first order: the perplexity times
+/// the standard error of the mean. `None` if the predictions are of another kind.
+fn perplexity(predictions: &[Prediction]) -> Option<(f64, f64)> {
+    let sum = |p: &Prediction| match p.response {
+        Response::Continuation(answer) => Some(answer.sum),
+        _ => None,
+    };
+    let mut sums: Vec<f64> = predictions.iter().map(sum).collect::<Option<_>>()?;
+    sums.sort_by(f64::total_cmp);
+    let perplexity = (-mean(&sums)).exp();
+    Some((perplexity, perplexity * standard_error(&sums)))
 }
 
 fn mean(values: &[f64]) -> f64 {

@@ -34,6 +34,10 @@ pub(crate) struct DescribedTask {
 /// The part of a request that differs between documents of a task.
 enum Ask {
     Write(String),
+    Continue {
+        context: String,
+        continuation: String,
+    },
     /// Several continuations of one context, or one continuation of several contexts.
     Choose {
         contexts: Vec<String>,
@@ -60,6 +64,10 @@ impl Task for DescribedTask {
                 prompt: prompt.clone(),
                 max_new_tokens: self.max_new_tokens,
                 stop: self.stop.clone(),
+            }),
+            Ask::Continue { context, continuation } => Request::Continuation(LoglikelihoodRequest {
+                context: context.clone(),
+                continuation: continuation.clone(),
             }),
             Ask::Choose { contexts, continuations } => {
                 let n = contexts.len().max(continuations.len());
@@ -211,6 +219,7 @@ struct Filler<'a> {
 
 enum Kind {
     Write { prompt: Template, target: Template },
+    Continue { context: Template, continuation: Template },
     Choices { context: Template, choices: List, right: Right },
     Contexts { contexts: List, continuation: Template, right: Right },
 }
@@ -229,18 +238,23 @@ enum List {
 /// The rendered templates of a row.
 enum Filled {
     Write { prompt: String, target: String },
+    Continue { context: String, continuation: String },
     Choices { context: String, choices: Vec<String>, gold: Gold },
     Contexts { contexts: Vec<String>, continuation: String, gold: Gold },
 }
 
 impl Kind {
     fn new(task: &TaskFile) -> Result<Kind, Wrong> {
-        match (&task.generation, &task.multiple_choice) {
-            (Some(keys), _) => Ok(Kind::Write {
+        match (&task.generation, &task.loglikelihood, &task.multiple_choice) {
+            (Some(keys), ..) => Ok(Kind::Write {
                 prompt: template("generation.prompt", &keys.prompt)?,
                 target: template("generation.target", &keys.target)?,
             }),
-            (None, Some(keys)) => {
+            (_, Some(keys), _) => Ok(Kind::Continue {
+                context: template("loglikelihood.context", &keys.context)?,
+                continuation: template("loglikelihood.continuation", &keys.continuation)?,
+            }),
+            (.., Some(keys)) => {
                 let right = match (&keys.gold, &keys.labels) {
                     (Some(gold), None) => Right::Gold(formula("multiple_choice.gold", gold)?),
                     (None, Some(labels)) => Right::Labels(formula("multiple_choice.labels", labels)?),
@@ -260,7 +274,7 @@ impl Kind {
                     _ => Err(("multiple_choice", KeyProblem::Choices)),
                 }
             }
-            (None, None) => Err(("multiple_choice", KeyProblem::Kind)),
+            (None, None, None) => Err(("multiple_choice", KeyProblem::Kind)),
         }
     }
 }
@@ -312,6 +326,11 @@ impl<'a> Filler<'a> {
                 let ask = Ask::Write(ask(&prompt)?);
                 (ask, Target::Reference { reference: target, source: (self.metric == Metric::Sari).then_some(prompt) })
             }
+            Filled::Continue { context, continuation } => {
+                // As in lm-eval, no delimiter is added before a document's continuation, but before a few-shot example's.
+                let ask = Ask::Continue { context: ask(&context)?, continuation: continuation.clone() };
+                (ask, Target::Continuation { continuation })
+            }
             Filled::Choices { context, choices, gold } => {
                 let continuations = choices.iter().map(continued).collect();
                 let ask = Ask::Choose { contexts: vec![ask(&context)?], continuations };
@@ -329,7 +348,10 @@ impl<'a> Filler<'a> {
     /// in lm-eval.
     fn shot(&self, filled: Filled) -> Vec<Turn> {
         let (question, answer) = match filled {
-            Filled::Write { prompt, target } => (prompt, Some(target).filter(|t| !t.is_empty())),
+            Filled::Write { prompt: question, target: answer }
+            | Filled::Continue { context: question, continuation: answer } => {
+                (question, Some(answer).filter(|t| !t.is_empty()))
+            }
             Filled::Choices { context, mut choices, gold } => (context, Some(choices.swap_remove(gold.first()))),
             Filled::Contexts { mut contexts, continuation, gold } => {
                 (contexts.swap_remove(gold.first()), Some(continuation).filter(|t| !t.is_empty()))
@@ -361,6 +383,10 @@ impl<'a> Filler<'a> {
             Kind::Write { prompt, target } => Filled::Write {
                 prompt: prompt.render(row).map_err(|m| ("generation.prompt", m))?,
                 target: target.render(row).map_err(|m| ("generation.target", m))?,
+            },
+            Kind::Continue { context, continuation } => Filled::Continue {
+                context: context.render(row).map_err(|m| ("loglikelihood.context", m))?,
+                continuation: continuation.render(row).map_err(|m| ("loglikelihood.continuation", m))?,
             },
             Kind::Choices { context, choices, right } => {
                 let context = context.render(row).map_err(|m| ("multiple_choice.context", m))?;

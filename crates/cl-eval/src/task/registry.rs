@@ -47,7 +47,7 @@ macro_rules! embedded {
 /// Only the first character of C-STANCE, FOMC and ScienceQA answers is scored (a ScienceQA answer is a letter followed
 /// by an explanation), so few tokens are enough for them; a line of Py150 fits into 64 tokens and a summary into 256.
 /// TRACE generates up to 512 tokens for all tasks. 256 for GSM8K is lm-eval's default.
-const EMBEDDED: [(&str, &str); 29] = embedded![
+const EMBEDDED: [(&str, &str); 30] = embedded![
     "C-STANCE",
     "FOMC",
     "MeetingBank",
@@ -77,6 +77,7 @@ const EMBEDDED: [(&str, &str); 29] = embedded![
     "social_iqa",
     "truthfulqa_mc1",
     "truthfulqa_mc2",
+    "lambada_openai",
 ];
 
 static FILES: LazyLock<Vec<TaskFile>> = LazyLock::new(|| {

@@ -46,6 +46,7 @@ pub(crate) struct TaskFile {
     pub(crate) fewshot: FewShot,
     pub(crate) multiple_choice: Option<MultipleChoiceKeys>,
     pub(crate) generation: Option<GenerationKeys>,
+    pub(crate) loglikelihood: Option<LoglikelihoodKeys>,
     pub(crate) group: Option<GroupKeys>,
     /// blake3 hash of the file.
     #[serde(skip)]
@@ -135,6 +136,13 @@ pub(crate) struct GenerationKeys {
     pub(crate) max_new_tokens: usize,
 }
 
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct LoglikelihoodKeys {
+    pub(crate) context: String,
+    pub(crate) continuation: String,
+}
+
 /// Turns the description into a group, with one task for each value of a field.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -185,9 +193,10 @@ impl TaskFile {
         if let Some(config) = self.hub.as_ref().and_then(|hub| hub.config.as_ref()) {
             template("hub.config", config)?;
         }
-        match (&self.multiple_choice, &self.generation) {
-            (Some(keys), None) => self.check_choices(keys),
-            (None, Some(keys)) => self.check_generation(keys),
+        match (&self.multiple_choice, &self.generation, &self.loglikelihood) {
+            (Some(keys), None, None) => self.check_choices(keys),
+            (None, Some(keys), None) => self.check_generation(keys),
+            (None, None, Some(keys)) => self.check_loglikelihood(keys),
             _ => Err(("multiple_choice", KeyProblem::Kind)),
         }
     }
@@ -227,8 +236,8 @@ impl TaskFile {
     }
 
     fn check_generation(&self, keys: &GenerationKeys) -> Result<(), Wrong> {
-        if self.metric.is_for_choices() {
-            return Err(("metric", KeyProblem::OnlyForChoices));
+        if !self.metric.is_for_texts() {
+            return Err(("metric", KeyProblem::NotForTexts));
         }
         template("generation.prompt", &keys.prompt)?;
         template("generation.target", &keys.target)?;
@@ -239,6 +248,14 @@ impl TaskFile {
             return Err(("generation.max_new_tokens", KeyProblem::Zero));
         }
         Ok(())
+    }
+
+    fn check_loglikelihood(&self, keys: &LoglikelihoodKeys) -> Result<(), Wrong> {
+        if self.metric != Metric::GreedyMatch {
+            return Err(("metric", KeyProblem::NotForContinuations));
+        }
+        template("loglikelihood.context", &keys.context)?;
+        template("loglikelihood.continuation", &keys.continuation)
     }
 }
 

@@ -43,11 +43,11 @@ pub enum ConfigProblem {
     /// `[replay]` is set, but there is no data of earlier rounds.
     #[error("[replay] has no data: list the data of earlier rounds in data.earlier, or remove the table")]
     NothingToReplay,
-    /// A multiple-choice metric is set for all generation tasks.
+    /// A metric that is not for generated texts is set for all generation tasks.
     #[error(
-        "eval.metric: acc, acc_norm and probability_mass are for multiple choice; expected a metric of generated answers, such as exact_match"
+        "eval.metric: acc, acc_norm and probability_mass are for multiple choice, greedy_match is for continuations; expected a metric of generated answers, such as exact_match"
     )]
-    ChoiceMetric,
+    NotForTexts,
     /// There is no training data.
     #[error("data.train = []: expected at least one file or task directory")]
     NoData,

@@ -103,6 +103,7 @@ impl StudySizes {
         let cut = |tokens: usize| longest.map_or(tokens, |most| tokens.min(most));
         let request = |task: &dyn Task, document: usize| match task.request(document) {
             Request::Generate(request) => cut(count(&request.prompt) + request.max_new_tokens),
+            Request::Continuation(one) => cut(count(&one.context) + count(&one.continuation)),
             // A context shared by several continuations is computed once.
             Request::Loglikelihood(all) => {
                 let context = all.first().map_or(0, |first| count(&first.context));
