@@ -2,6 +2,7 @@
 
 mod attention;
 mod batch;
+mod build;
 mod config;
 mod continuous;
 mod decoder;

@@ -4,8 +4,8 @@ use cl_adapters::normal;
 use cl_torch::tch::Tensor;
 use serde_json::{Map, Value};
 
+use crate::build::build;
 use crate::config::ModelConfig;
-use crate::load::build;
 use crate::{Decoder, LoadOptions, ModelError};
 
 /// Creates a model with the shape of `config` (the content of config.json) and random weights. As in Transformers,
