@@ -171,8 +171,8 @@ pub enum Error {
 /// Returns a hint if a mixture of adapters was given where a model or an adapter is expected.
 pub(crate) fn mixture_hint(dir: &Path) -> Option<&'static str> {
     dir.join("mixture_config.json").exists().then_some(
-        "this is a mixture of adapters with routers; pass it to `cl eval` or `cl generate` as --adapter; it cannot be merged, \
-         folded or trained further",
+        "this is a mixture of adapters with routers, which can only be given once, as --adapter of `cl eval`, `cl generate` or \
+         `cl chat`, or to `cl moe train-router`; it cannot be merged or folded",
     )
 }
 

@@ -39,8 +39,11 @@ pub fn run(
     subscribe: impl FnOnce(LogArgs),
     with_model: impl FnOnce(ModelCommand, Context<'_>) -> Result<()>,
 ) -> ExitCode {
-    let Cli { command, threads, log } = Cli::parse();
+    let Cli { mut command, threads, log } = Cli::parse();
     subscribe(log);
+    if let Some(threads) = threads {
+        command.default_threads(threads);
+    }
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }

@@ -29,7 +29,12 @@ fn named(error: Error) -> Error {
 
 /// Whether the error means that the reader has closed the output.
 pub fn is_closed_pipe(error: &anyhow::Error) -> bool {
-    error.chain().any(|cause| cause.downcast_ref::<Error>().is_some_and(|e| e.kind() == ErrorKind::BrokenPipe))
+    let kind = |cause: &(dyn std::error::Error + 'static)| {
+        // serde_json's errors contain an I/O error without naming it as their source.
+        let of_json = || cause.downcast_ref::<serde_json::Error>().and_then(serde_json::Error::io_error_kind);
+        cause.downcast_ref::<Error>().map(Error::kind).or_else(of_json)
+    };
+    error.chain().any(|cause| kind(cause) == Some(ErrorKind::BrokenPipe))
 }
 
 /// Prints a line to stderr during a chat. Other commands use `tracing`.

@@ -55,8 +55,8 @@ pub struct ScoreArgs {
     /// Predictions files (.jsonl), or directories that contain them.
     #[arg(required = true)]
     predictions: Vec<PathBuf>,
-    /// Score by this metric instead of the one in each file: acc, acc_norm, probability_mass, first_char, exact_match,
-    /// rouge_l, sari, edit_similarity, gsm8k, gsm8k_cot.
+    /// Score by this metric instead of the one in each file: acc, acc_norm, probability_mass, greedy_match,
+    /// first_char, exact_match, rouge_l, rouge_l_swapped, sari, edit_similarity, gsm8k, gsm8k_cot.
     #[arg(long, value_parser = metric)]
     metric: Option<Metric>,
     /// Print JSON, in the format of scores.json.
@@ -109,7 +109,7 @@ pub fn run_table(args: &TableArgs, out: &mut dyn Write) -> Result<()> {
     let runs: Vec<(String, PathBuf)> = args.runs.iter().map(named).collect();
     let table = method_table(&runs, args.base.as_deref(), &args.old)?;
     let table =
-        table.table("Scores ± standard error; gains over the base as the mean of the columns' gains and (of means).");
+        table.table("Scores ± standard error. Gain over the base: mean of the gains of the tasks; (of means): gain of the mean score.");
     let text = match args.format {
         TableFormat::Text => table.text(),
         TableFormat::Markdown => table.markdown(),

@@ -26,6 +26,17 @@ pub enum Error {
         /// Names of the known tasks.
         known: Vec<&'static str>,
     },
+    /// A known task has no directory.
+    #[error(
+        "task `{name}`: no directory `{name}` in {dir}, in its subdirectory `trace`, or next to either; it contains the \
+         test split: test.json, .jsonl, .csv, .tsv, .txt (each also as .gz) or .parquet"
+    )]
+    NoTaskDirectory {
+        /// Name of the task.
+        name: String,
+        /// The directory that was searched.
+        dir: PathBuf,
+    },
     /// A table has no column of this name.
     #[error("no column `{name}`; the columns are {}", columns.join(", "))]
     NoColumn {

@@ -31,5 +31,5 @@ pub use stats::{
 };
 pub use task::{
     ChatRender, Document, GenerationTask, Harness, Message, MultipleChoice, Question, Role, Samples, Task, TaskGroup,
-    TaskOptions, TaskSet, TaskSpec, find_lm_eval, known_tasks, lm_eval_samples, load_task, load_tasks,
+    TaskOptions, TaskSet, TaskSpec, find_lm_eval, known_tasks, lm_eval_samples, load_task, load_tasks, task_homes,
 };

@@ -50,6 +50,8 @@ pub struct CardResult {
     pub value: f64,
     /// Its standard error.
     pub stderr: Option<f64>,
+    /// Number of documents that were scored.
+    pub documents: Option<u64>,
 }
 
 impl CardData {
@@ -114,13 +116,16 @@ impl CardData {
             }
             let _ = writeln!(text, "- name: {}\n  results:", quoted(&self.name));
             for result in &self.results {
-                let task = quoted(&result.task);
+                let (task, metric) = (quoted(&result.task), quoted(&result.metric));
                 text += &format!(
                     "  - task:\n      type: text-generation\n    dataset:\n      name: {task}\n      type: {task}\n    \
-                     metrics:\n    - type: {}\n      value: {}\n",
-                    quoted(&result.metric),
+                     metrics:\n    - type: {metric}\n      value: {}\n",
                     result.value
                 );
+                if let Some(documents) = result.documents {
+                    let shown = quoted(&format!("{} ({documents} documents)", result.metric));
+                    text += &format!("      name: {shown}\n");
+                }
             }
             out.push(("model-index", text));
         }
@@ -195,6 +200,7 @@ pub(crate) fn results(value: &Value) -> Vec<CardResult> {
     let mut all = Vec::new();
     for (task, metrics) in value.get("results").and_then(Value::as_object).into_iter().flatten() {
         let metrics = metrics.as_object();
+        let documents = metrics.and_then(|m| m.get("sample_len")).and_then(Value::as_u64);
         for (key, value) in metrics.into_iter().flatten() {
             let (metric, filter) = key.split_once(',').unwrap_or((key, "none"));
             let Some(value) = value.as_f64().filter(|v| v.is_finite()) else { continue };
@@ -203,7 +209,7 @@ pub(crate) fn results(value: &Value) -> Vec<CardResult> {
             }
             let stderr = metrics.and_then(|m| m.get(&format!("{metric}_stderr,{filter}"))).and_then(Value::as_f64);
             let metric = if filter == "none" { metric.to_owned() } else { format!("{metric} ({filter})") };
-            all.push(CardResult { task: task.clone(), metric, value, stderr });
+            all.push(CardResult { task: task.clone(), metric, value, stderr, documents });
         }
     }
     all
@@ -233,6 +239,8 @@ fn quoted(text: &str) -> String {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn data() -> CardData {
@@ -280,12 +288,15 @@ mod tests {
     #[test]
     fn scores_are_added_to_those_of_others() {
         let old = FrontMatter::parse("model-index:\n- name: y\n  results: []\n- name: x\n  results: []\n").unwrap();
-        let result = CardResult { task: "t".to_owned(), metric: "acc".to_owned(), value: 0.5, stderr: None };
+        let json = json!({"results": {"t": {"sample_len": 20, "acc,none": 0.5, "acc_stderr,none": "N/A"}}});
+        let result = results(&json).remove(0);
+        assert_eq!((result.stderr, result.documents), (None, Some(20)));
         let text = CardData { results: vec![result], ..data() }.united(&old);
         assert!(
             text.contains("model-index:\n- {\"name\":\"y\",\"results\":[]}\n- name: \"x\"\n  results:\n  - task:"),
             "{text}"
         );
+        assert!(text.contains("value: 0.5\n      name: \"acc (20 documents)\"\n"), "{text}");
         assert!(data().united(&old).contains("- name: y\n  results: []\n- name: x\n"));
     }
 }

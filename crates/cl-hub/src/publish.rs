@@ -395,10 +395,13 @@ fn text(data: &CardData, readme: &Readme, manifest: Option<&Manifest>) -> String
         }
     }
     if !data.results.is_empty() {
-        out += "\n## Scores\n\n| task | metric | value | standard error |\n| --- | --- | --- | --- |\n";
+        out +=
+            "\n## Scores\n\n| task | metric | value | standard error | documents |\n| --- | --- | --- | --- | --- |\n";
         for r in &data.results {
             let stderr = r.stderr.map_or(String::new(), |e| format!("{e:.4}"));
-            out += &format!("| {} | {} | {:.4} | {stderr} |\n", cell(&r.task), cell(&r.metric), r.value);
+            let documents = r.documents.map_or(String::new(), |n| n.to_string());
+            let (task, metric) = (cell(&r.task), cell(&r.metric));
+            out += &format!("| {task} | {metric} | {:.4} | {stderr} | {documents} |\n", r.value);
         }
     }
     if let Some(manifest) = manifest {

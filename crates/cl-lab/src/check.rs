@@ -265,21 +265,41 @@ fn inspect_data(
     test.for_each(|data| prompts.extend(&data.examples));
     let tokenizer = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok());
     let chat = ChatTemplate::from_dir(model).ok().flatten();
-    for data in datasets.iter().flatten() {
-        let mut report = inspect(&data.examples, Some(&prompts));
-        if let Some(tokenizer) = &tokenizer {
-            let (max_length, profile) = (train.max_length, Profile::Method);
-            let encoding = Encoding { tokenizer, chat: chat.as_ref(), max_length, profile };
-            // If the first example cannot be tokenized, `check_rendering` has already reported it.
-            if first_is_tokenized(encoding, data).is_ok() {
-                let counted = report.count_lengths(encoding, &data.examples);
-                note(counted.map_err(LabError::data(&data.path)), findings);
-            }
+    for sets in datasets {
+        let unsupervised: usize = sets
+            .iter()
+            .map(|data| inspect_set(data, train, tokenizer.as_ref(), chat.as_ref(), &prompts, findings))
+            .sum();
+        let examples: usize = sets.iter().map(|data| data.examples.len()).sum();
+        if examples > 0 && unsupervised == examples {
+            findings.push(Finding::Problem(TrainError::NoData { examples }.into()));
         }
-        report.of_file(data);
-        let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
-        findings.extend(report.to_string().lines().map(line));
     }
+}
+
+/// Warns about rows of a data set, and returns the number of those without a token that the loss covers.
+fn inspect_set(
+    data: &Dataset,
+    train: &TrainConfig,
+    tokenizer: Option<&Tokenizer>,
+    chat: Option<&ChatTemplate>,
+    prompts: &Prompts,
+    findings: &mut Vec<Finding>,
+) -> usize {
+    let mut report = inspect(&data.examples, Some(prompts));
+    if let Some(tokenizer) = tokenizer {
+        let (max_length, profile) = (train.max_length, Profile::Method);
+        let encoding = Encoding { tokenizer, chat, max_length, profile };
+        // If the first example cannot be tokenized, `check_rendering` has already reported it.
+        if first_is_tokenized(encoding, data).is_ok() {
+            let counted = report.count_lengths(encoding, &data.examples);
+            note(counted.map_err(LabError::data(&data.path)), findings);
+        }
+    }
+    report.of_file(data);
+    let line = |found: &str| Finding::Fact(format!("warning: {}: {found}", data.path.display()));
+    findings.extend(report.to_string().lines().map(line));
+    report.unsupervised.rows
 }
 
 fn check_plan(
@@ -298,6 +318,15 @@ fn check_plan(
     if let Some(steps) = note(steps, findings) {
         let sets = earlier.iter().flatten().chain(own).zip(&lengths).filter(|(_, rows)| **rows > 0);
         let rows: Vec<String> = sets.map(|(data, rows)| format!("{rows} of {}", data.name)).collect();
+        let empty = earlier.iter().flatten().zip(&lengths).filter(|(_, rows)| **rows == 0).map(|(data, _)| &data.name);
+        let empty: Vec<&str> = empty.map(String::as_str).collect();
+        if !empty.is_empty() {
+            findings.push(Finding::Fact(format!(
+                "warning: {what}: no row of {} is replayed: replay.fraction of {} rows is less than one row of each",
+                empty.join(", "),
+                sizes(own).iter().sum::<usize>()
+            )));
+        }
         findings.push(Finding::Fact(format!(
             "{what}: rows per epoch: {}; {} steps per epoch, {} in total",
             rows.join(", "),

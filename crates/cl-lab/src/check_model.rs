@@ -10,7 +10,7 @@ use serde::Serialize;
 
 use crate::Finding;
 use crate::findings::note;
-use crate::model_dir::{check_fits, open_adapter, open_checkpoint};
+use crate::model_dir::{check_fits, model_hash, open_adapter, open_checkpoint, other_base};
 use crate::rounds::is_stack;
 
 /// Checks the base model of a run: headers, tensor names and shapes, tokenizer, and compatibility with `[train]`.
@@ -43,6 +43,9 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
         if let Some(adapter) = note(open_adapter(dir, base), findings) {
             note(check_fits(base, &adapter), findings);
             note(check_continued(&adapter, train), findings);
+            let other = adapter.base_hash().map(|_| model_hash(base.dir())).and_then(Result::ok);
+            let warning = other.and_then(|hash| other_base(&adapter, base.dir(), &hash));
+            findings.extend(warning.map(|warning| Finding::Fact(format!("warning: {warning}"))));
             if stack && adapter.config().use_dora {
                 // With o-lora's shape `stack`, the adapter must be one that can be added to the base together with the
                 // others.

@@ -20,7 +20,8 @@ pub(crate) fn load_each_task(
         lm_eval: config.eval.lm_eval.as_deref(),
         ..TaskOptions::default()
     };
-    let old = TaskOptions { limit: limits.old.or(limits.test), group_limit: limits.old, ..new };
+    let limit = limits.old.or(limits.test);
+    let old = TaskOptions { limit, group_limit: limit, ..new };
     let names = config.new_tasks(rounds).into_iter().map(move |name| (name, new));
     let names = names.chain(config.eval.old.iter().map(move |name| (name.clone(), old)));
     names.map(|(name, options)| Ok(load_tasks(&name, &config.data, options)?))

@@ -132,6 +132,18 @@ pub(crate) fn adapter_hash(dir: &Path) -> Result<String, LabError> {
     Ok(Adapter::open(dir)?.content_hash()?)
 }
 
+/// Returns a warning if an adapter's manifest names another base than `model` with the hash `model_hash`. PEFT's adapters
+/// have no manifest.
+pub(crate) fn other_base(adapter: &Adapter, model: &Path, model_hash: &str) -> Option<String> {
+    let recorded = adapter.base_hash().filter(|hash| hash != model_hash)?;
+    let name = adapter.config().base_model_name_or_path.as_deref().unwrap_or(&recorded);
+    Some(format!(
+        "{}: was trained on {name}, not on {} (or one of them has changed since): results may be meaningless",
+        adapter.dir().display(),
+        model.display()
+    ))
+}
+
 /// Returns the blake3 hash of a mixture's tensors and configuration.
 pub(crate) fn mixture_hash(mixture: &Mixture) -> Result<String, LabError> {
     mixture.content_hash().map_err(mixture_error(mixture.dir()))

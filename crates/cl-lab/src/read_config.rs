@@ -1,6 +1,5 @@
 use std::path::Path;
 
-use cl_eval::Metric;
 use cl_train::TrainConfig;
 use serde::de::DeserializeOwned;
 use toml::{Table, Value};
@@ -63,6 +62,7 @@ enum Kind {
     Train,
     Sequence,
     Study,
+    Other,
 }
 
 /// Returns the error, or a clearer one if the text is the configuration of another command: then all keys are unknown.
@@ -75,6 +75,17 @@ fn of_another_command(expected: Kind, path: &Path, text: &str, error: LabError) 
         (Kind::Study, "study", key, "run it with `cl study`, and check it with `cl study … --dry-run`")
     } else if let Some(key) = several {
         (Kind::Sequence, "sequence", key, "run it with `cl sequence`")
+    } else if let Some(key) = has(&["method", "models", "merge_method"]) {
+        (Kind::Other, "merge", key, "run it with `cl merge run`, and check it with `cl merge run … --dry-run`")
+    } else if let Some(key) = has(&["experts"]) {
+        (
+            Kind::Other,
+            "mixture",
+            key,
+            "run it with `cl moe mix` (models) or `cl moe blend` (adapters), and check it with --dry-run",
+        )
+    } else if let Some(key) = has(&["multiple_choice", "generation", "loglikelihood"]) {
+        (Kind::Other, "task", key, "try it with `cl eval MODEL --tasks FILE --limit 1 --out DIR`")
     } else if table.get("data").is_some_and(Value::is_table) {
         (Kind::Train, "train run", "data.train", "run it with `cl train`")
     } else {

@@ -12,7 +12,7 @@ use cl_train::{
 };
 
 use crate::kept;
-use crate::model_dir::{ModelRef, adapter_hash, open_adapter, open_checkpoint, open_model, verify};
+use crate::model_dir::{ModelRef, adapter_hash, open_adapter, open_checkpoint, open_model, other_base, verify};
 use crate::observe::tell;
 use crate::output::discard;
 use crate::rounds::is_stack;
@@ -185,7 +185,13 @@ fn fine_tune(
     })?;
     match &input.config.lora {
         Some(lora) => match &input.config.initial_adapter {
-            Some(dir) => model.load_lora(&Adapter::open(dir)?, lora.lora_dropout)?,
+            Some(dir) => {
+                let adapter = Adapter::open(dir)?;
+                if let Some(warning) = other_base(&adapter, input.model.dir(), input.model.hash()) {
+                    tracing::warn!("{warning}");
+                }
+                model.load_lora(&adapter, lora.lora_dropout)?;
+            }
             None => model.add_lora(lora, input.seed)?,
         },
         None => model.set_requires_grad(true),

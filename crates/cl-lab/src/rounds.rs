@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::SequenceShape;
 use cl_data::{Columns, Dataset, Format, Mixture, Split, load_as, load_split_as};
-use cl_eval::TaskSpec;
+use cl_eval::{TaskSpec, task_homes};
 use cl_train::{TrainConfig, ValidationConfig};
 use serde_json::Value;
 
@@ -127,7 +127,7 @@ fn data_path(data: &Path, entry: &Path) -> PathBuf {
     let direct = data.join(entry);
     let name = entry.to_string_lossy();
     let names = TaskSpec::find(&name).into_iter().flat_map(|t| std::iter::once(&t.name).chain(t.aliases));
-    let homes = [data.to_owned(), data.join(".."), data.join("../lm-eval")];
+    let homes = task_homes(data);
     let known = names.flat_map(|name| homes.iter().map(move |home| home.join(name))).filter(|d| d.is_dir());
     let candidates = std::iter::once(direct.clone()).chain(known).chain([entry.to_owned()]);
     candidates.into_iter().find(|path| path.exists()).unwrap_or(direct)

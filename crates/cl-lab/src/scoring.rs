@@ -1,5 +1,5 @@
 use std::ops::ControlFlow;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use cl_checkpoint::files::write_file;
 use cl_checkpoint::{Adapter, Interrupt};
@@ -11,7 +11,7 @@ use cl_torch::Quantization;
 use cl_torch::tch::Device;
 use cl_train::{Precision, Ranks};
 
-use crate::model_dir::{adapter_hash, mixture_hash, model_hash, open_mixture, open_model};
+use crate::model_dir::{mixture_hash, model_hash, open_mixture, open_model, other_base};
 use crate::observe::tell;
 use crate::problem::TaskNameProblem;
 use crate::scoring_ranks::{RankedScorer, serve};
@@ -25,7 +25,8 @@ pub struct LoadedModel {
     pub tokenizer: Tokenizer,
     /// Identifies the model: hash of its files, dtype of the computation, and format of quantized weights.
     pub fingerprint: String,
-    base: String,  // hash of the model directory
+    dir: PathBuf,  // the model directory
+    base: String,  // its hash
     dtype: String, // of the computation, and the format of quantized weights
 }
 
@@ -52,7 +53,8 @@ impl LoadedModel {
         let penalty = Some(model.config.repetition_penalty).filter(|penalty| *penalty != 1.0);
         let penalty = penalty.map_or_else(String::new, |penalty| format!(":repetition_penalty={penalty}"));
         let dtype = format!("{precision}{format}{penalty}");
-        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), base, dtype };
+        let dir = dir.to_owned();
+        let mut loaded = LoadedModel { model, tokenizer, fingerprint: String::new(), dir, base, dtype };
         loaded.set_adapter(adapter)?;
         Ok(loaded)
     }
@@ -76,8 +78,12 @@ impl LoadedModel {
                 format!("{base}+{}:{dtype}", &hash[..32])
             }
             Some(adapter) => {
-                let hash = adapter_hash(adapter)?;
-                self.model.load_lora(&Adapter::open(adapter)?, 0.0)?;
+                let adapter = Adapter::open(adapter)?;
+                let hash = adapter.content_hash()?;
+                if let Some(warning) = other_base(&adapter, &self.dir, &self.base) {
+                    tracing::warn!("{warning}");
+                }
+                self.model.load_lora(&adapter, 0.0)?;
                 format!("{base}+{}:{dtype}", &hash[..32])
             }
         };

@@ -116,6 +116,15 @@ impl Command {
             Command::Diff(_) | Command::Verify(_) | Command::Methods(_) => false,
         }
     }
+
+    /// Sets the number of threads of the commands that have `--threads`, unless it was given.
+    pub fn default_threads(&mut self, threads: usize) {
+        match self {
+            Command::Run(args) if args.threads == 0 => args.threads = threads,
+            Command::Adapter(command) => command.default_threads(threads),
+            _ => {}
+        }
+    }
 }
 
 /// Restarts this program once, with glibc's allocator set to return every freed block of 4 MiB or more to the system.

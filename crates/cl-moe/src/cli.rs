@@ -52,6 +52,15 @@ pub struct MixArgs {
     overwrite: bool,
 }
 
+impl MixArgs {
+    /// Sets the number of threads, unless it was given.
+    pub fn default_threads(&mut self, threads: usize) {
+        if self.threads == 0 {
+            self.threads = threads;
+        }
+    }
+}
+
 /// Arguments of `blend`.
 #[derive(clap::Args)]
 pub struct BlendArgs {

@@ -186,8 +186,10 @@ impl TrainConfig {
             return Err(TrainError::Config { key: "zero_stage", value, expected });
         }
         if self.sharded_checkpoints && self.zero_stage == 0 {
-            let (value, expected) =
-                ("true with zero_stage = 0".to_owned(), "zero_stage 1, 2 or 3, which divide what is saved");
+            let (value, expected) = (
+                "true with zero_stage = 0".to_owned(),
+                "zero_stage = 1, 2 or 3: without it, there are no shards to save",
+            );
             return Err(TrainError::Config { key: "sharded_checkpoints", value, expected });
         }
         self.validate_kept()?;

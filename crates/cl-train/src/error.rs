@@ -75,7 +75,7 @@ pub enum TrainError {
     },
     /// The run is to be finished with the weights of its last checkpoint, but has none.
     #[error(
-        "{path}: the run has no checkpoint yet, so there is nothing to finish; --resume without --finish continues it"
+        "{path}: no checkpoint of a run is there, so there is nothing to finish; with --resume instead of --finish, the run starts or continues"
     )]
     NoCheckpoint {
         /// Output directory of the run.
@@ -101,7 +101,7 @@ pub enum TrainError {
     },
     /// The ranks could not establish the process group.
     #[error(
-        "rank {rank} of {world_size}: no meeting with the other ranks at {place} ({source}); check that all of them were \
+        "rank {rank} of {world_size}: could not connect to the other ranks at {place} ({source}); check that all of them were \
          started with the same MASTER_ADDR and MASTER_PORT, and that this address can be reached from their machines"
     )]
     Join {

@@ -416,6 +416,10 @@ fn report(done: u64, steps: &[StepLog], before: usize, validation: Option<Valida
     };
     let (seconds, rate) = (report.seconds, report.tokens as f64 / report.seconds.max(1e-9));
     let last = steps.last().map_or(f64::NAN, |step| step.loss);
-    tracing::info!("  {} steps, {seconds:.0} s, {rate:.0} tokens/s, last loss {last:.4}", report.steps);
+    if own.is_empty() {
+        tracing::info!("  {} steps, all in earlier runs, last loss {last:.4}", report.steps);
+    } else {
+        tracing::info!("  {} steps, {seconds:.0} s, {rate:.0} tokens/s, last loss {last:.4}", report.steps);
+    }
     report
 }

@@ -40,7 +40,7 @@ pub struct Args {
     /// multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,
-    /// Directory of tasks, in TRACE's layout.
+    /// Directory of the tasks' data; those of TRACE can be in its subdirectory `trace`, those of lm-eval in `lm-eval`.
     #[arg(long, default_value = ".")]
     pub data: PathBuf,
     /// Download models, adapters and data sets that are not local files from the Hugging Face Hub: names such as

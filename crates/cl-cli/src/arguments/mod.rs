@@ -35,7 +35,7 @@ use crate::light::{data, import_gguf, paper_tables, publish, report, shell};
     cl sequence CONFIG --out DIR\n  cl merge run CONFIG --out DIR\nExample configurations: examples/configs/"
 )]
 pub struct Cli {
-    /// Number of threads for training and evaluation, as in `cl --threads 2 train` [default: number of cores].
+    /// Number of threads for training, evaluation and merges, as in `cl --threads 2 train` [default: number of cores].
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u16).range(1..=1024))]
     pub threads: Option<u16>,
     /// Options for messages on stderr.
@@ -98,6 +98,16 @@ pub enum Command {
 }
 
 impl Command {
+    /// Sets the number of threads of merges, unless it was given after the command.
+    pub fn default_threads(&mut self, threads: u16) {
+        match self {
+            Command::Merge(command) => command.default_threads(threads.into()),
+            Command::Adapter(command) => command.default_threads(threads.into()),
+            Command::Moe(moe::Command::Mix(args)) => args.default_threads(threads.into()),
+            _ => {}
+        }
+    }
+
     /// Whether the command decomposes matrices.
     pub fn decomposes(&self) -> bool {
         match self {

@@ -110,6 +110,6 @@ pub enum PoolingArg {
     Last,
     /// Mean over all tokens.
     Mean,
-    /// Mean of the token embeddings, for all layers.
+    /// Direction of the sum of all token embeddings, for all layers.
     Embeddings,
 }

@@ -1,15 +1,16 @@
-//! Prompts of `cl generate`.
+//! Prompts of `cl generate` and `cl moe route`.
 
 use std::path::PathBuf;
 
-/// Prompt arguments of `cl generate`.
+/// Prompt arguments of `cl generate` and `cl moe route`.
 #[derive(clap::Args)]
 pub struct PromptArgs {
-    /// Prompt; may be repeated, outputs are in the same order. The output of a single prompt is streamed.
+    /// Prompt; may be repeated. `cl generate` prints the outputs in the same order, and streams the output of a single
+    /// prompt.
     #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     /// File of prompts (JSONL, JSON or Parquet) with rows {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}.
-    /// Prints one JSON line per prompt: {"prompt", "text", "tokens", "finish_reason"}.
+    /// `cl generate` then prints one JSON line per prompt: {"prompt", "text", "tokens", "finish_reason"}.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Apply the chat template, with each prompt as a user message.

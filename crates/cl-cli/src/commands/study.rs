@@ -99,6 +99,10 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
         bytes(memory),
         if divided { "GPU" } else { "job" }
     )?;
+    let too_large = left.iter().filter(|stage| stage.zero_stage == Some(ZeroStage::None)).count();
+    if too_large > 0 {
+        writeln!(out, "warning: {too_large} of the stages do not fit into the memory of these GPUs")?;
+    }
     for rate in &plan.rates {
         writeln!(out, "time: {rate}")?;
     }

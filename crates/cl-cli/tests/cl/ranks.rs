@@ -312,7 +312,7 @@ fn what_does_not_fit_together_is_an_error_of_every_rank() {
     command.envs([("RANK", "1"), ("WORLD_SIZE", "2"), ("MASTER_ADDR", "127.0.0.1"), ("MASTER_PORT", &port)]);
     let output = CommandOutput::of(&mut command);
     assert!(
-        output.stderr.contains(&format!("no meeting with the other ranks at 127.0.0.1:{port}")),
+        output.stderr.contains(&format!("could not connect to the other ranks at 127.0.0.1:{port}")),
         "{}",
         output.stderr
     );

@@ -27,6 +27,7 @@ pub use lm_eval::{Samples, find_lm_eval, lm_eval_samples};
 pub use multiple_choice::{MultipleChoice, Question};
 pub use options::TaskOptions;
 pub use registry::{TaskSet, TaskSpec, known_tasks, load_task, load_tasks};
+pub use rows::task_homes;
 
 /// The evaluation script that a task's published scores were computed with. Besides prompts, the scripts differ in
 /// tokenization: in the paper, TRACE's tasks are tokenized as in training, with BOS; those of lm-evaluation-harness

@@ -12,7 +12,7 @@ use super::group::TaskGroup;
 use super::lm_eval::lm_eval_samples;
 use super::multiple_choice::MultipleChoice;
 use super::options::TaskOptions;
-use super::rows::{Document, Library, Rows};
+use super::rows::{Document, Library, Rows, task_homes};
 use super::task_file::{HubDataset, TaskFile};
 use super::template::Template;
 use crate::error::Error;
@@ -121,8 +121,8 @@ pub struct TaskSet {
 
 /// Loads a task by name or alias from a data directory. `name` is one of:
 ///
-/// - A built-in task. The files named in its description are searched for in `dir`, its parent, and a directory
-///   `lm-eval` in either; then on the Hub, if `options` has one and the description names a data set. A TRACE task is
+/// - A built-in task. The files named in its description are searched for in the directories of [`task_homes`]; then on
+///   the Hub, if `options` has one and the description names a data set. A TRACE task is
 ///   `dir/<Task>/test.json` (or `.jsonl`, or either with `.gz`), where the directory has the task's name, the requested
 ///   name, or an alias.
 /// - A path that ends in `.toml`: a task description. Its files are also searched for next to it.
@@ -131,7 +131,7 @@ pub struct TaskSet {
 ///   names a metric.
 ///
 /// # Errors
-/// Returns [`Error::UnknownTask`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its
+/// Returns [`Error::UnknownTask`], [`Error::NoTaskDirectory`], [`Error::IsGroup`], [`Error::MissingFile`] or [`Error::Fetch`] if the task or its
 /// files are not found, [`Error::NoDocuments`] or [`Error::Shots`] if there are too few rows, [`Error::Chat`] if the
 /// chat template fails, and an error if the description or a file is invalid.
 pub fn load_task(name: &str, dir: &Path, options: TaskOptions<'_>) -> Result<Box<dyn Task>, Error> {
@@ -327,9 +327,9 @@ impl RequestedTask<'_> {
             return Ok(rows);
         }
         let in_own_directory = self.file.files.eval[0].starts_with("{{ name }}/");
-        let directory = names.iter().any(|c| self.dir.join(c).parent().is_some_and(Path::is_dir));
-        if in_own_directory && !directory {
-            return Err(unknown(self.name, self.dir));
+        let mut paths = task_homes(self.dir).into_iter().flat_map(|home| names.iter().map(move |c| home.join(c)));
+        if in_own_directory && !paths.any(|path| path.parent().is_some_and(Path::is_dir)) {
+            return Err(Error::NoTaskDirectory { name: self.file.name.clone(), dir: self.dir.to_owned() });
         }
         Err(self.missing(&names, Need::Documents, dataset))
     }

@@ -9,6 +9,18 @@ use serde_json::{Value, json};
 
 use crate::error::Error;
 
+/// Returns the directories in which a task's files are searched: the data directory, its parent, and the directories
+/// `lm-eval` and `trace` in either.
+///
+/// ```
+/// let homes = cl_eval::task_homes(std::path::Path::new("data"));
+/// assert!(homes.contains(&"data/trace".into()) && homes.contains(&"data/../lm-eval".into()));
+/// ```
+pub fn task_homes(dir: &Path) -> Vec<PathBuf> {
+    let homes = ["", "..", "lm-eval", "../lm-eval", "trace", "../trace"];
+    homes.into_iter().map(|home| if home.is_empty() { dir.to_owned() } else { dir.join(home) }).collect()
+}
+
 /// File extensions tried for each candidate.
 const EXTENSIONS: [&str; 6] = ["jsonl", "json", "jsonl.gz", "json.gz", "parquet", "parquet.gz"];
 
@@ -58,9 +70,11 @@ pub(crate) struct Library<'a> {
 impl<'a> Library<'a> {
     /// Creates a library. `own` is the directory of the task's description, which is searched first.
     pub(crate) fn new(dir: &Path, own: Option<&Path>, hub: Option<&'a Hub>) -> Library<'a> {
-        let around = ["", "..", "lm-eval", "../lm-eval"]
-            .map(|home| if home.is_empty() { dir.to_owned() } else { dir.join(home) });
-        Library { homes: own.map(Path::to_owned).into_iter().chain(around).collect(), hub, read: HashMap::new() }
+        Library {
+            homes: own.map(Path::to_owned).into_iter().chain(task_homes(dir)).collect(),
+            hub,
+            read: HashMap::new(),
+        }
     }
 
     /// Returns the first candidate that exists with one of the [`EXTENSIONS`].

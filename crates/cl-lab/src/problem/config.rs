@@ -33,7 +33,7 @@ pub enum ConfigProblem {
     /// It is the configuration of another command.
     #[error("is the configuration of a {is}, with the key `{key}`; {hint}")]
     Other {
-        /// What it configures: `train run`, `sequence` or `study`.
+        /// What it configures, such as a `sequence` or a `merge`.
         is: &'static str,
         /// The key that identifies it.
         key: &'static str,

@@ -45,7 +45,8 @@ pub struct PlannedStage {
     pub bytes: u64,
     /// Estimated peak memory of its process, in bytes; with several GPUs, of each process.
     pub memory: u64,
-    /// For training on several GPUs: the lowest `zero_stage` that fits.
+    /// For training on several GPUs: the lowest `zero_stage` that fits. For a stage without training that needs more
+    /// memory than one GPU has: [`ZeroStage::None`].
     pub zero_stage: Option<ZeroStage>,
 }
 
@@ -295,6 +296,8 @@ pub(super) fn plan(
         peak_bytes = peak_bytes.max(kept_bytes + effort.kept + models + own);
         kept_bytes += effort.kept + if stays(place) { effort.models } else { 0 };
         let seconds = record.as_ref().map_or_else(|| rates.seconds(effort, sizes.scored_tokens), |r| r.seconds);
+        // A stage that does not train runs on a single GPU.
+        let too_large = gpus.filter(|gpus| effort.memory > gpus.memory).map(|_| ZeroStage::None);
         planned.push(PlannedStage {
             name: stages[place].id.clone(),
             done: record.is_some(),
@@ -304,7 +307,7 @@ pub(super) fn plan(
             seconds,
             bytes: effort.kept + effort.models,
             memory: effort.memory,
-            zero_stage: effort.zero_stage,
+            zero_stage: effort.zero_stage.or(too_large),
         });
     }
     Ok(StudyPlan { stages: planned, rates: rates.lines, kept_bytes, peak_bytes: peak_bytes.max(kept_bytes) })

@@ -36,6 +36,21 @@ pub enum AdapterCommand {
     Diff(DiffArgs),
 }
 
+impl AdapterCommand {
+    /// Sets the number of threads of the commands that have `--threads`, unless it was given.
+    pub fn default_threads(&mut self, threads: usize) {
+        let own = match self {
+            AdapterCommand::Combine(args) => &mut args.threads,
+            AdapterCommand::Fold(args) => &mut args.threads,
+            AdapterCommand::Extract(args) => &mut args.threads,
+            AdapterCommand::Info(_) | AdapterCommand::Diff(_) => return,
+        };
+        if *own == 0 {
+            *own = threads;
+        }
+    }
+}
+
 /// Arguments of `adapter combine`.
 #[derive(clap::Args)]
 pub struct CombineArgs {

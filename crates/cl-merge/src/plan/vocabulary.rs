@@ -112,8 +112,8 @@ impl<'c> Vocabulary<'c> {
         };
         if new.literal() > 0 {
             notes.push(format!(
-                "{} tokens of other models than the base are found in texts as they stand, as mergekit adds them; texts \
-                 that hold them are split differently than by any of the models",
+                "{} tokens of models other than the base become added tokens, as in mergekit: texts that contain them \
+                 are tokenized differently than by each of the models",
                 new.literal()
             ));
         }

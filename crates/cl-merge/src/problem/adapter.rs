@@ -82,7 +82,7 @@ pub enum AdapterProblem {
     },
     /// A parameter is set that PEFT's methods on factors do not have.
     #[error(
-        "`{parameter}` has no meaning in the space of factors, where all but weights, density and sign is as in PEFT"
+        "`{parameter}` does not apply in the space `factors`, whose methods are PEFT's: only weights, density and the sign method can be set"
     )]
     FactorParameter {
         /// The parameter.
@@ -90,7 +90,7 @@ pub enum AdapterProblem {
     },
     /// Factors have different ranks and cannot be merged separately.
     #[error(
-        "{} has rank {}, {} has {}; factors of different ranks cannot be merged apart, but updates can: use the space delta",
+        "{} has rank {}, {} has {}; factors A and B of different ranks cannot be merged separately; use the space `delta` (--space delta)",
         adapters[0], ranks[0], adapters[1], ranks[1]
     )]
     MixedRanks {
@@ -158,7 +158,7 @@ pub enum AdapterProblem {
         first_base: String,
     },
     /// An adapter has another base than the given one, by the hash in its manifest.
-    #[error("was made for another base than {}, its manifest says; ignore-base takes it all the same", base.display())]
+    #[error("its manifest names another base than {}; set ignore-base (--ignore-base) to use it anyway", base.display())]
     NotThisBase {
         /// The given base.
         base: PathBuf,
@@ -199,7 +199,9 @@ pub enum AdapterProblem {
         tensor: String,
     },
     /// A fully trained tensor is to be combined without the base.
-    #[error("`{tensor}` was trained whole, and is combined as its difference from the base's; name the base")]
+    #[error(
+        "`{tensor}` is stored in full, and is combined as its difference from the base's: specify the base (--base DIR)"
+    )]
     TrainedWhole {
         /// The tensor.
         tensor: String,

@@ -76,7 +76,9 @@ pub enum ConfigProblem {
         parameter: &'static str,
     },
     /// The density varies between tensors although the whole model is trimmed at once.
-    #[error("a gradient or filter means nothing when the whole model is trimmed at once; set trim = \"tensor\"")]
+    #[error(
+        "trimming over the whole model needs a single density, not a gradient or filters; set trim = \"tensor\" for these"
+    )]
     VaryingDensity,
     /// Both `models` and `slices` are set, or neither.
     #[error("set either `models` or `slices`")]
@@ -126,7 +128,7 @@ pub enum ConfigProblem {
     #[error("all sources need the same number of layers")]
     LayerCounts,
     /// A layer range exceeds a model's layers.
-    #[error("{model} has layers 0 to {layers}, not up to {end}")]
+    #[error("layer_range ends at {end}, but {model} has only {layers} layers")]
     LayersBeyond {
         /// The model.
         model: String,

@@ -6,7 +6,7 @@
 pub enum MemoryProblem {
     /// A merge of models exceeds the limit.
     #[error(
-        "{} MiB of memory are not enough: {threads} threads hold {} MiB, tensor `{tensor}` needs {} MiB; allow {} MiB or fewer threads",
+        "{} MiB of memory is not enough: {threads} threads need {} MiB, and tensor `{tensor}` another {} MiB; allow {} MiB, or use fewer threads",
         mib(*allowed), mib(*held), mib(*largest), mib(held + largest)
     )]
     Merge {
@@ -23,7 +23,7 @@ pub enum MemoryProblem {
     },
     /// Combining the modules of adapters exceeds the limit.
     #[error(
-        "{} MiB of memory are not enough: factors take {} MiB and module `{module}` {} MiB; allow {} MiB",
+        "{} MiB of memory is not enough: all factors need {} MiB, and module `{module}` another {} MiB; allow {} MiB",
         mib(*allowed), mib(*held), mib(*largest), mib(held + largest)
     )]
     Modules {
@@ -38,7 +38,7 @@ pub enum MemoryProblem {
     },
     /// Combining the tensors that adapters train in addition to their factors exceeds the limit.
     #[error(
-        "{} MiB of memory are not enough: the tensors beside the factors need {} MiB with these; allow {} MiB",
+        "{} MiB of memory is not enough: the factors and the tensors stored in full need {} MiB; allow {} MiB",
         mib(*allowed), mib(*needed), mib(*needed)
     )]
     BesideFactors {
@@ -48,7 +48,7 @@ pub enum MemoryProblem {
         needed: usize,
     },
     /// Extracting a module exceeds the limit.
-    #[error("{} MiB of memory are not enough: module `{module}` needs {} MiB; allow these", mib(*allowed), mib(*needed))]
+    #[error("{} MiB of memory is not enough: module `{module}` needs {} MiB", mib(*allowed), mib(*needed))]
     Extract {
         /// The memory limit.
         allowed: usize,

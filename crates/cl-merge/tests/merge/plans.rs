@@ -335,7 +335,7 @@ fn slices_are_stacked_and_their_problems_said() {
     let wrong = format!("method = \"passthrough\"\n{}{}", slice(&models[0], 2, 2), slice(&models[1], 1, 9));
     let found = problems(&wrong);
     assert_problem(&found, &["slice 1", "is empty"]);
-    assert_problem(&found, &["slice 2", "has layers 0 to 3, not up to 9"]);
+    assert_problem(&found, &["slice 2", "layer_range ends at 9", "has only 3 layers"]);
 }
 
 /// A stage can refer to an earlier one, and a run reuses the completed stages of an interrupted run.
@@ -486,7 +486,7 @@ fn a_budget_that_is_too_small_is_refused_and_an_estimate_is_told() {
     let tight = MergeOptions { memory: 1 << 20, ..MergeOptions::default() };
     let out = folder.path().join("out");
     let error = merge(&plan, &out, &tight, &|_| ()).unwrap_err().to_string();
-    assert!(error.contains("1 MiB of memory are not enough") && error.contains("allow"), "{error}");
+    assert!(error.contains("1 MiB of memory is not enough") && error.contains("allow"), "{error}");
     assert!(!out.exists());
     let told = estimate(&plan, &MergeOptions::default()).unwrap();
     // Tied embeddings: four models, each with slightly more than 4,000 weights of two bytes.

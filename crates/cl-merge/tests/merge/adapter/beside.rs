@@ -129,7 +129,7 @@ fn what_has_no_meaning_is_refused_in_a_line() {
     let combined = |names: &[&str], options: &CombineOptions| combine(&fixtures(names), &out, options);
     says(
         combined(&["saved", "plain"], &by("linear")),
-        "was trained whole, and is combined as its difference from the base's",
+        "is stored in full, and is combined as its difference from the base's",
     );
     let factors = CombineOptions { space: cl_merge::adapter::Space::Factors, ..based("ties", "untied") };
     says(combined(&["saved", "plain"], &factors), "which PEFT does not combine; the space delta does");
@@ -137,7 +137,7 @@ fn what_has_no_meaning_is_refused_in_a_line() {
     says(combined(&["saved", "embedding"], &based("linear", "untied")), "has factors in");
     says(combined(&["biased_update"], &based("linear", "untied")), "which the base");
     let little = CombineOptions { memory: 1 << 20, ..based("linear", "untied") };
-    says(combined(&["saved"], &little), "MiB of memory are not enough");
+    says(combined(&["saved"], &little), "MiB of memory is not enough");
     let fold = |names: &[&str], weights: Vec<f64>| {
         let options = FoldOptions { weights, ..FoldOptions::default() };
         let base = Checkpoint::open(&fixture("untied")).unwrap();

@@ -62,7 +62,7 @@ fn options_that_make_no_sense() {
     refused(&dirs[..1], &by("model_stock"), &["model_stock takes 2 or more adapters, not 1"]);
     refused(&dirs, &with("sce", |o| o.weights = vec![1.0, 2.0]), &["has no parameter `weight`"]);
     refused(&dirs, &with("della", |o| o.density = vec![0.05]), &["epsilon"]);
-    refused(&dirs, &with("ties", |o| o.memory = 1 << 20), &["MiB of memory are not enough", "allow"]);
+    refused(&dirs, &with("ties", |o| o.memory = 1 << 20), &["MiB of memory is not enough", "allow"]);
     // All problems are reported at once.
     let both = with("ties", |o| (o.weights, o.density, o.rank) = (vec![1.0], vec![0.0], Some(0)));
     refused(&dirs, &both, &["weights:", "density is 0", "rank is 0", "3 problems"]);
@@ -76,7 +76,7 @@ fn factors_are_combined_only_as_peft_can() {
     refused(&fixtures(&["plain"]), &factors("tsv"), &["none of PEFT's methods on factors"]);
     let mut scaled = factors("linear");
     scaled.parameters.lambda = Some(Parameter::Number(0.5));
-    refused(&fixtures(&["plain", "other"]), &scaled, &["`lambda` has no meaning in the space of factors"]);
+    refused(&fixtures(&["plain", "other"]), &scaled, &["`lambda` does not apply in the space `factors`"]);
     let ranked = with("linear", |o| (o.space, o.rank) = (Space::Factors, Some(2)));
     refused(&fixtures(&["plain", "other"]), &ranked, &["leave rank out"]);
 }
@@ -227,6 +227,6 @@ fn extractions_that_have_no_meaning() {
     let parts = ["rank is 0", "target `nothing` names no matrix", "modules_to_save `nothing` names no module"];
     assert_says(extract(&a, &b, &out, &wrong), &parts);
     let little = ExtractOptions { memory: 1 << 20, ..options };
-    assert_says(extract(&a, &b, &out, &little), &["MiB of memory are not enough"]);
+    assert_says(extract(&a, &b, &out, &little), &["MiB of memory is not enough"]);
     assert!(!out.exists());
 }
