@@ -3,7 +3,7 @@ use std::path::{Path, PathBuf};
 use cl_checkpoint::files::{in_plain_words, of_json_line, with_causes};
 use cl_data::DatasetRef;
 
-use crate::problem::{KeyProblem, LmEvalProblem, Need, TemplateProblem, shortened};
+use crate::problem::{HarnessProblem, KeyProblem, LmEvalProblem, Need, TemplateProblem, shortened};
 use crate::request::BoxError;
 
 /// Error in loading, running or tabulating tasks.
@@ -25,6 +25,17 @@ pub enum Error {
         dir: PathBuf,
         /// Names of the known tasks.
         known: Vec<&'static str>,
+    },
+    /// A task file of lm-evaluation-harness is invalid or not supported.
+    #[error("{path}: {}{problem}", if key.is_empty() { String::new() } else { format!("`{key}`: ") })]
+    HarnessTask {
+        /// The file.
+        path: PathBuf,
+        /// The key; empty if the file is not valid YAML.
+        key: String,
+        /// What is wrong.
+        #[source]
+        problem: HarnessProblem,
     },
     /// A known task has no directory.
     #[error(

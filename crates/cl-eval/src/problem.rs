@@ -112,6 +112,45 @@ pub enum TemplateProblem {
     },
 }
 
+/// Why a task file of lm-evaluation-harness cannot be used.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum HarnessProblem {
+    /// It is not valid YAML.
+    #[error("{message}")]
+    Yaml {
+        /// The parser's message, shortened.
+        message: String,
+    },
+    /// It is a group of tasks.
+    #[error("expected the name of a single task; of a group, give the files of its tasks")]
+    Group,
+    /// The kind of task is not supported.
+    #[error(
+        "{output_type} is not supported, only multiple_choice and loglikelihood; for generated answers, write a task \
+         description with [generation]; for perplexities, use `cl eval perplexity`"
+    )]
+    OutputType {
+        /// The kind.
+        output_type: String,
+    },
+    /// A value refers to Python code.
+    #[error("{function} is Python code, which is not run; write a task description in TOML instead")]
+    Function {
+        /// The function.
+        function: String,
+    },
+    /// The key is not supported.
+    #[error("is not supported; write a task description in TOML instead")]
+    Unsupported,
+    /// The value is not supported.
+    #[error("expected {expected}")]
+    Expected {
+        /// What is expected.
+        expected: &'static str,
+    },
+}
+
 /// Why few-shot examples cannot be read from an installed lm-eval.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]

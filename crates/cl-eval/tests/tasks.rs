@@ -691,6 +691,50 @@ fn continuations_have_greedy_matches_and_a_perplexity() {
     assert!((comparison.tasks[0].metrics["greedy_match"].means.difference.value + 0.5).abs() < 1e-15);
 }
 
+/// Task files of lm-evaluation-harness: what is not supported is an error that names the key. Requests are compared with
+/// the harness's in `requests.rs`.
+#[test]
+fn task_files_of_lm_eval_are_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    write(data.join("capitals.jsonl"), CITIES);
+    const TASK: &str = "task: capitals\ndataset_path: json\ndataset_kwargs: {data_files: {test: capitals.jsonl}}\n\
+                        output_type: multiple_choice\ntest_split: test\ndoc_to_text: country\ndoc_to_choice: cities\n\
+                        doc_to_target: capital\nmetric_list: [{metric: acc}, {metric: f1}]\nmetadata: {version: 1.5}\n";
+    write(data.join("capitals.yaml"), TASK);
+    let options = TaskOptions::default();
+    let task = load_task("capitals.yaml", data, options).unwrap();
+    let settings = task.settings();
+    assert_eq!((task.name(), task.metric(), &settings["version"]), ("capitals", Metric::Acc, &1.into()));
+    assert!(settings["source"].as_str().unwrap().ends_with("without its metrics f1"), "{settings:?}");
+
+    for (from, to, parts) in [
+        ("doc_to_text: country", "doc_to_text: !function utils.text", ["`doc_to_text`", "utils.text is Python code"]),
+        (
+            "doc_to_choice: cities",
+            "doc_to_choice: !function utils.all",
+            ["`doc_to_choice`", "utils.all is Python code"],
+        ),
+        ("doc_to_choice: cities", "doc_to_choice: \"a, {{ b }}\"", ["`doc_to_choice`", "one expression"]),
+        ("doc_to_choice: cities", "doc_to_choice: [1, 2]", ["`doc_to_choice`", "a list of texts"]),
+        ("task: capitals", "task: [a, b]", ["`task`", "a single task"]),
+        ("multiple_choice", "generate_until", ["`output_type`", "[generation]"]),
+        ("metric: acc}", "metric: mcc}", ["`metric_list`", "acc or acc_norm"]),
+        ("test_split", "process_docs: !function utils.p\ntest_split", ["`process_docs`", "Python code"]),
+        ("test_split", "gen_prefix: x\ntest_split", ["`gen_prefix`", "is not supported"]),
+        ("test_split: test", "", ["`test_split`", "the split of the documents"]),
+        ("{test: capitals", "{train: capitals", ["`dataset_kwargs.data_files`", "one file for each split"]),
+        ("capitals.jsonl", "gone.jsonl", ["gone.jsonl", "is missing"]),
+        ("task: capitals", "include: gone.yaml\ntask: capitals", ["gone.yaml", "not found"]),
+        ("task: capitals", "include: capitals.yaml\ntask: capitals", ["`include`", "16 files"]),
+        ("task: capitals", "task: {", ["capitals.yaml", "line"]),
+    ] {
+        write(data.join("capitals.yaml"), &TASK.replacen(from, to, 1));
+        let error = load_task("capitals.yaml", data, options).err().unwrap_or_else(|| panic!("{to}")).to_string();
+        assert!(parts.iter().all(|p| error.contains(p)), "{to}: {error}");
+    }
+}
+
 #[test]
 fn a_fixed_number_of_shots_stays() {
     let folder = tempfile::tempdir().unwrap();

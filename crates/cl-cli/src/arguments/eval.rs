@@ -36,7 +36,8 @@ pub struct Args {
     /// Tasks, separated by commas: C-STANCE, FOMC, MeetingBank, Py150, ScienceQA, 20Minuten, gsm8k, gsm8k_cot, mmlu,
     /// arc_challenge, arc_easy, boolq, commonsense_qa, copa, hellaswag, lambada_openai, logiqa, mathqa, openbookqa,
     /// piqa, rte, sciq, social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande, dbpedia, amazon, yahoo, agnews; a
-    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; or a .jsonl file of
+    /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; a .yaml task file of
+    /// lm-evaluation-harness; or a .jsonl file of
     /// multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,

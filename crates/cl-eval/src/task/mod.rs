@@ -5,6 +5,7 @@ mod described;
 mod few_shot;
 mod generation;
 mod group;
+mod harness_file;
 mod lm_eval;
 mod multiple_choice;
 mod options;

@@ -9,6 +9,7 @@ use serde_json::{Map, Value, json};
 use super::Task;
 use super::described::{Material, build};
 use super::group::TaskGroup;
+use super::harness_file::{self, is_harness_file};
 use super::lm_eval::lm_eval_samples;
 use super::multiple_choice::MultipleChoice;
 use super::options::TaskOptions;
@@ -126,6 +127,8 @@ pub struct TaskSet {
 ///   `dir/<Task>/test.json` (or `.jsonl`, or either with `.gz`), where the directory has the task's name, the requested
 ///   name, or an alias.
 /// - A path that ends in `.toml`: a task description. Its files are also searched for next to it.
+/// - A path that ends in `.yaml` or `.yml`: a task file of lm-evaluation-harness, of multiple choice or of a continuation
+///   (`output_type: loglikelihood`), without Python code. Files named in it are searched for like those of a description.
 /// - A path that ends in `.jsonl`: multiple-choice questions, see [`MultipleChoice::load`].
 /// - Any other directory in `dir` with a test file of `{"prompt", "answer"}`, scored by exact match unless `options`
 ///   names a metric.
@@ -165,6 +168,12 @@ fn load(name: &str, dir: &Path, options: TaskOptions<'_>, single: bool) -> Resul
         } else {
             one(load_described(&file, &file.name, None, &mut library, home, options)?)
         };
+    }
+    if is_harness_file(name) {
+        let path = given();
+        let file = harness_file::read(&path)?;
+        let mut library = Library::new(dir, path.parent(), options.hub);
+        return one(load_described(&file, &file.name, None, &mut library, dir, options)?);
     }
     let mut library = Library::new(dir, None, options.hub);
     let wanted = name.to_lowercase();

@@ -77,10 +77,14 @@ impl<'a> Library<'a> {
         }
     }
 
-    /// Returns the first candidate that exists with one of the [`EXTENSIONS`].
+    /// Returns the first candidate that exists with one of the [`EXTENSIONS`], or as it is if it has one of them.
     pub(crate) fn find(&self, candidates: &[String]) -> Option<PathBuf> {
         let paths = self.homes.iter().flat_map(|home| candidates.iter().map(move |c| home.join(c)));
-        let mut files = paths.flat_map(|p| EXTENSIONS.map(|e| PathBuf::from(format!("{}.{e}", p.display()))));
+        let mut files = paths.flat_map(|p| {
+            let whole = EXTENSIONS.iter().any(|e| p.to_string_lossy().ends_with(&format!(".{e}")));
+            let extended = EXTENSIONS.map(|e| PathBuf::from(format!("{}.{e}", p.display())));
+            whole.then_some(p).into_iter().chain(extended)
+        });
         files.find(|p| p.exists() && !p.is_dir())
     }
 

@@ -182,7 +182,8 @@ impl TaskFile {
         Ok(task)
     }
 
-    fn check(&self) -> Result<(), Wrong> {
+    /// Checks names, templates and that the keys fit together.
+    pub(crate) fn check(&self) -> Result<(), Wrong> {
         if self.name.is_empty() || self.name.contains(['/', '\\']) {
             return Err(("name", KeyProblem::FileName));
         }

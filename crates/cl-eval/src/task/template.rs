@@ -11,10 +11,11 @@ use regex::Regex;
 use crate::metrics::python_strip;
 use crate::problem::TemplateProblem;
 
-/// The Jinja environment: lm-eval's dialect, with its preprocessing of HellaSwag and MathQA as filters.
+/// The Jinja environment: lm-eval's dialect, with its preprocessing of HellaSwag, MathQA and targets as filters.
 static ENVIRONMENT: LazyLock<Environment<'static>> = LazyLock::new(|| {
     let mut environment = jinja::environment(Dialect::LmEval);
     environment.add_filter("hellaswag_clean", |text: Cow<'_, str>| hellaswag_clean(&text));
+    environment.add_filter("lm_eval_target", lm_eval_target);
     environment.add_filter("mathqa_choices", |text: Cow<'_, str>| mathqa_choices(&text));
     environment
 });
@@ -81,6 +82,12 @@ fn hellaswag_clean(text: &str) -> String {
     static BRACKETS: LazyLock<Regex> = LazyLock::new(|| Regex::new(r"\[.*?\]").expect("a valid pattern"));
     let text = python_strip(text).replace(" [title]", ". ");
     BRACKETS.replace_all(&text, "").replace("  ", " ")
+}
+
+/// Converts a target of digits to a number, as lm-eval does with the rendered `doc_to_target` of multiple choice.
+fn lm_eval_target(value: Value) -> Value {
+    let digits = value.as_str().filter(|text| !text.is_empty() && text.chars().all(|c| c.is_ascii_digit()));
+    digits.and_then(|text| text.parse::<u64>().ok()).map_or(value, Value::from)
 }
 
 /// Splits MathQA's text of all choices, such as `a ) 38 , b ) 27.5 , … , e ) none of these`, as lm-eval does.

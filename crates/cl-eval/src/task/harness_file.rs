@@ -1,0 +1,381 @@
+//! Task files of lm-evaluation-harness (YAML), converted to task descriptions.
+//!
+//! Supported are multiple choice and log-likelihoods of continuations without Python code. Everything that would change
+//! requests or scores and is not supported is an error.
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use cl_checkpoint::files::{MAX_CONFIG, read_text};
+use cl_data::Row;
+use regex::Regex;
+use serde_json::{Map, Value, json};
+
+use super::Harness;
+use super::few_shot::Sampler;
+use super::task_file::{Choices, FewShot, Files, HubDataset, LoglikelihoodKeys, MultipleChoiceKeys, TaskFile};
+use crate::error::Error;
+use crate::metrics::Metric;
+use crate::problem::{HarnessProblem, shortened};
+
+/// Maximum number of nested `include`s.
+const MAX_INCLUDES: usize = 16;
+
+/// Keys that affect neither requests nor scores here.
+const WITHOUT_EFFECT: [&str; 7] = [
+    "doc_to_decontamination_query",
+    "generation_kwargs",
+    "metadata",
+    "should_decontaminate",
+    "tag",
+    "task_alias",
+    "unsafe_code",
+];
+
+/// Marks a value that refers to Python code; the prefix cannot occur in YAML text.
+const FUNCTION: &str = "\u{1}!function ";
+
+/// Whether a path is that of a task file of lm-evaluation-harness.
+pub(crate) fn is_harness_file(name: &str) -> bool {
+    name.ends_with(".yaml") || name.ends_with(".yml")
+}
+
+/// Reads a task file and the files that it includes.
+pub(crate) fn read(path: &Path) -> Result<TaskFile, Error> {
+    let mut text = String::new();
+    let keys = keys(path, 0, &mut text)?;
+    let hash = blake3::hash(text.as_bytes()).to_hex().to_string();
+    let file = Keys { path, keys };
+    let task = TaskFile { hash, ..file.task()? };
+    task.check().map_err(|(key, problem)| Error::TaskKey { path: path.to_owned(), key, problem })?;
+    Ok(task)
+}
+
+/// Returns the keys of a file over those of the file that it includes, and appends the text of both to `all`.
+fn keys(path: &Path, depth: usize, all: &mut String) -> Result<Map<String, Value>, Error> {
+    static FUNCTIONS: LazyLock<Regex> =
+        LazyLock::new(|| Regex::new(r"(?m)!function[ \t]+([^\s#]+)").expect("a valid pattern"));
+    let wrong = |key: &str, problem| Error::HarnessTask { path: path.to_owned(), key: key.to_owned(), problem };
+    let text = read_text(path, MAX_CONFIG)?;
+    *all += &text;
+    let marked = FUNCTIONS
+        .replace_all(&text, |found: &regex::Captures<'_>| json!(format!("{FUNCTION}{}", &found[1])).to_string());
+    let yaml = |message: String| wrong("", HarnessProblem::Yaml { message: shortened(&message) });
+    let mut own: Map<String, Value> = serde_saphyr::from_str(&marked).map_err(|e| yaml(e.to_string()))?;
+    let Some(included) = own.remove("include") else { return Ok(own) };
+    let Value::String(included) = included else {
+        return Err(wrong("include", HarnessProblem::Expected { expected: "the path of one file" }));
+    };
+    if depth == MAX_INCLUDES {
+        return Err(wrong("include", HarnessProblem::Expected { expected: "at most 16 files within each other" }));
+    }
+    let mut merged = keys(&path.parent().unwrap_or(Path::new("")).join(included), depth + 1, all)?;
+    merged.extend(own);
+    Ok(merged)
+}
+
+/// The keys of a task file; each is removed when it is read.
+struct Keys<'a> {
+    path: &'a Path,
+    keys: Map<String, Value>,
+}
+
+/// The splits of the documents and of the few-shot examples.
+struct Splits {
+    eval: String,
+    /// `None`: few-shot examples are drawn from the documents.
+    fewshot: Option<String>,
+    /// Whether a document is never its own few-shot example.
+    exclude_document: bool,
+}
+
+impl Keys<'_> {
+    fn task(mut self) -> Result<TaskFile, Error> {
+        let name = match self.keys.remove("task") {
+            Some(Value::String(name)) if !self.keys.contains_key("group") => name,
+            _ => return Err(self.wrong("task", HarnessProblem::Group)),
+        };
+        let output_type = self.text("output_type")?.unwrap_or_else(|| "generate_until".to_owned());
+        let (metric, left_out) = self.metric(&output_type)?;
+        let num_fewshot = self.number("num_fewshot")?;
+        let config = match self.keys.remove("fewshot_config") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(config)) => config,
+            Some(_) => return Err(self.expected("fewshot_config", "a table")),
+        };
+        let splits = self.splits(&config)?;
+        let (sampler, samples) = self.shots(config)?;
+        let (files, hub) = self.files(&name, &splits, !samples.is_empty())?;
+        let version = self.version();
+        let description = self.text("description")?.unwrap_or_default();
+        let target_delimiter = self.text("target_delimiter")?.unwrap_or_else(|| " ".to_owned());
+        let fewshot_delimiter = self.text("fewshot_delimiter")?.unwrap_or_else(|| "\n\n".to_owned());
+        let (multiple_choice, loglikelihood) = match output_type.as_str() {
+            "multiple_choice" => (Some(self.multiple_choice()?), None),
+            _ => (None, Some(self.loglikelihood()?)),
+        };
+        if self.number("repeats")?.is_some_and(|repeats| repeats != 1) {
+            return Err(self.expected("repeats", "1"));
+        }
+        self.nothing_else()?;
+        let source = match left_out.as_slice() {
+            [] => "task file of lm-evaluation-harness".to_owned(),
+            metrics => format!("task file of lm-evaluation-harness, without its metrics {}", metrics.join(", ")),
+        };
+        Ok(TaskFile {
+            name,
+            aliases: Vec::new(),
+            source,
+            version,
+            metric,
+            harness: Harness::LmEval,
+            description,
+            target_delimiter,
+            fewshot_delimiter,
+            files,
+            hub,
+            fewshot: FewShot {
+                num_fewshot: num_fewshot.unwrap_or(0),
+                fixed: num_fewshot == Some(0),
+                sampler,
+                exclude_document: Some(splits.exclude_document),
+                samples,
+                lm_eval: None,
+            },
+            multiple_choice,
+            generation: None,
+            loglikelihood,
+            group: None,
+            hash: String::new(),
+        })
+    }
+
+    /// Returns the metric, and the names of the file's other metrics.
+    fn metric(&mut self, output_type: &str) -> Result<(Metric, Vec<String>), Error> {
+        let own: &[(&str, Metric)] = match output_type {
+            "multiple_choice" => &[("acc_norm", Metric::AccNorm), ("acc", Metric::Acc)],
+            "loglikelihood" => &[("acc", Metric::GreedyMatch), ("perplexity", Metric::GreedyMatch)],
+            other => {
+                let problem = HarnessProblem::OutputType { output_type: other.to_owned() };
+                return Err(self.wrong("output_type", problem));
+            }
+        };
+        let listed = match self.keys.remove("metric_list") {
+            None | Some(Value::Null) => return Ok((own[0].1, Vec::new())),
+            Some(Value::Array(listed)) => listed,
+            Some(_) => return Err(self.expected("metric_list", "a list")),
+        };
+        let name = |entry: &Value| entry.get("metric").and_then(Value::as_str).map(|name| name.replace(FUNCTION, ""));
+        let names: Vec<String> = listed.iter().filter_map(name).collect();
+        let Some((_, metric)) = own.iter().find(|(known, _)| names.iter().any(|name| name == known)) else {
+            let expected = if output_type == "loglikelihood" { "acc or perplexity" } else { "acc or acc_norm" };
+            return Err(self.expected("metric_list", expected));
+        };
+        let left_out = names.into_iter().filter(|name| own.iter().all(|(known, _)| known != name)).collect();
+        Ok((*metric, left_out))
+    }
+
+    /// Returns the splits by lm-eval's rules.
+    fn splits(&mut self, config: &Map<String, Value>) -> Result<Splits, Error> {
+        let (training, validation) = (self.text("training_split")?, self.text("validation_split")?);
+        let (test, given) = (self.text("test_split")?, self.text("fewshot_split")?);
+        let given = config.get("split").and_then(Value::as_str).map(str::to_owned).or(given);
+        let Some(eval) = test.clone().or_else(|| validation.clone()) else {
+            return Err(self.expected("test_split", "the split of the documents"));
+        };
+        let exclude_document = given == test;
+        let fewshot = given.or(training).or(validation).filter(|split| *split != eval);
+        Ok(Splits { eval, fewshot, exclude_document })
+    }
+
+    fn shots(&self, mut config: Map<String, Value>) -> Result<(Sampler, Vec<Row>), Error> {
+        config.remove("split");
+        let sampler = match config.remove("sampler").as_ref().and_then(Value::as_str) {
+            None | Some("default") => Sampler::Random,
+            Some("first_n") => Sampler::FirstN,
+            Some(_) => return Err(self.expected("fewshot_config.sampler", "default or first_n")),
+        };
+        let samples = match config.remove("samples") {
+            None | Some(Value::Null) => Vec::new(),
+            Some(samples) => serde_json::from_value(samples)
+                .map_err(|_| self.expected("fewshot_config.samples", "a list of rows"))?,
+        };
+        match config.into_iter().find(|(_, value)| !value.is_null()) {
+            Some((key, value)) => Err(self.unsupported(&format!("fewshot_config.{key}"), &value)),
+            None => Ok((sampler, samples)),
+        }
+    }
+
+    /// Returns the files of the documents and few-shot examples: local files, or the directory or Hub data set
+    /// `dataset_path`.
+    fn files(&mut self, task: &str, splits: &Splits, has_samples: bool) -> Result<(Files, Option<HubDataset>), Error> {
+        let Some(dataset) = self.text("dataset_path")? else {
+            return Err(self.expected("dataset_path", "a data set of the Hub, a directory, or json with data_files"));
+        };
+        let config = self.text("dataset_name")?;
+        let arguments = self.keys.remove("dataset_kwargs").unwrap_or_default();
+        let fewshot = splits.fewshot.as_ref().filter(|_| !has_samples);
+        if matches!(dataset.as_str(), "json" | "parquet" | "csv" | "text") {
+            let of = |split: &str| {
+                let data_files = arguments.get("data_files");
+                let file = match data_files {
+                    Some(Value::Object(by_split)) => by_split.get(split),
+                    // Without splits, all files are the split `train`.
+                    other => other.filter(|_| split == "train"),
+                };
+                let file = file.map(|file| file.get(0).unwrap_or(file)).and_then(Value::as_str);
+                let expected = "the path of one file for each split, such as {test: test.jsonl}";
+                file.map(found).ok_or_else(|| self.expected("dataset_kwargs.data_files", expected))
+            };
+            let fewshot = fewshot.map(|split| of(split)).transpose()?.into_iter().collect();
+            return Ok((Files { eval: vec![of(&splits.eval)?], fewshot, ..Files::default() }, None));
+        }
+        let own = Path::new(&dataset).is_dir();
+        let short = dataset.rsplit('/').next().unwrap_or(&dataset);
+        let homes = if own { vec![dataset.as_str()] } else { vec![task, short] };
+        let names = |split: &String| homes.iter().map(|home| format!("{home}/{split}")).collect::<Vec<_>>();
+        let files =
+            Files { eval: names(&splits.eval), fewshot: fewshot.map(names).unwrap_or_default(), ..Files::default() };
+        let hub =
+            HubDataset { repo: dataset.clone(), config, split: splits.eval.clone(), fewshot_split: fewshot.cloned() };
+        Ok((files, (!own).then_some(hub)))
+    }
+
+    fn multiple_choice(&mut self) -> Result<MultipleChoiceKeys, Error> {
+        let context = self.template("doc_to_text")?;
+        let choices = match self.keys.remove("doc_to_choice") {
+            Some(Value::Array(choices)) => self.literal_choices(choices.into_iter())?,
+            Some(Value::Object(choices)) => self.literal_choices(choices.into_iter().map(|(_, choice)| choice))?,
+            Some(Value::String(text)) if is_field(&text) => Choices::Expression(text),
+            Some(Value::String(text)) => Choices::Expression(self.expression("doc_to_choice", &text)?),
+            Some(other) => return Err(self.unsupported("doc_to_choice", &other)),
+            None => return Err(self.expected("doc_to_choice", "the choices")),
+        };
+        let gold = match self.keys.remove("doc_to_target") {
+            Some(Value::Number(index)) => index.to_string(),
+            Some(Value::String(text)) if is_field(&text) => field_or_text(&text),
+            Some(Value::String(text)) if text.parse::<usize>().is_ok() => text,
+            Some(Value::String(text)) if is_plain(&text) => json!(text).to_string(),
+            Some(Value::String(text)) => format!("({}) | lm_eval_target", self.expression("doc_to_target", &text)?),
+            Some(other) => return Err(self.unsupported("doc_to_target", &other)),
+            None => return Err(self.expected("doc_to_target", "the right choice")),
+        };
+        Ok(MultipleChoiceKeys {
+            context: Some(context),
+            choices: Some(choices),
+            contexts: None,
+            continuation: None,
+            gold: Some(gold),
+            labels: None,
+        })
+    }
+
+    fn loglikelihood(&mut self) -> Result<LoglikelihoodKeys, Error> {
+        let (context, continuation) = (self.template("doc_to_text")?, self.template("doc_to_target")?);
+        Ok(LoglikelihoodKeys { context, continuation })
+    }
+
+    /// Returns choices that are used as they are, without rendering.
+    fn literal_choices(&self, choices: impl Iterator<Item = Value>) -> Result<Choices, Error> {
+        let literal = |choice: Value| match choice {
+            Value::String(text) if text.contains('{') => Ok(format!("{{% raw %}}{text}{{% endraw %}}")),
+            Value::String(text) => Ok(text),
+            _ => Err(self.expected("doc_to_choice", "a list of texts")),
+        };
+        choices.map(literal).collect::<Result<_, _>>().map(Choices::Templates)
+    }
+
+    /// Returns a template: a text without braces is the name of a field if the row has it.
+    fn template(&mut self, key: &str) -> Result<String, Error> {
+        match self.keys.remove(key) {
+            Some(Value::String(text)) if is_field(&text) => Ok(format!("{{{{ {} }}}}", field_or_text(&text))),
+            Some(Value::String(text)) if !text.starts_with(FUNCTION) => Ok(text),
+            Some(other) => Err(self.unsupported(key, &other)),
+            None => Err(self.expected(key, "a template")),
+        }
+    }
+
+    /// Returns the expression of a template that consists of one.
+    fn expression(&self, key: &str, template: &str) -> Result<String, Error> {
+        let inner = template.trim().strip_prefix("{{").and_then(|rest| rest.strip_suffix("}}"));
+        match inner.filter(|inner| !["{{", "}}", "{%"].iter().any(|mark| inner.contains(mark))) {
+            Some(inner) => Ok(inner.trim_matches('-').trim().to_owned()),
+            None if template.starts_with(FUNCTION) => Err(self.unsupported(key, &json!(template))),
+            None => Err(self.expected(key, "a field, or a template of one expression in {{ }}")),
+        }
+    }
+
+    /// Removes and returns a text; `None` if it is absent or null.
+    fn text(&mut self, key: &str) -> Result<Option<String>, Error> {
+        match self.keys.remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(Value::String(text)) if !text.starts_with(FUNCTION) => Ok(Some(text)),
+            Some(other) => Err(self.unsupported(key, &other)),
+        }
+    }
+
+    fn number(&mut self, key: &str) -> Result<Option<usize>, Error> {
+        match self.keys.remove(key) {
+            None | Some(Value::Null) => Ok(None),
+            Some(value) => match value.as_u64() {
+                Some(number) => Ok(Some(number as usize)),
+                None => Err(self.expected(key, "an integer from 0")),
+            },
+        }
+    }
+
+    /// Returns the integer part of `metadata.version`; 1 if it is absent or no number.
+    fn version(&self) -> u32 {
+        let version = self.keys.get("metadata").and_then(|metadata| metadata.get("version"));
+        let number = version.and_then(|v| v.as_f64().or_else(|| v.as_str()?.parse().ok()));
+        number.filter(|n| (0.0..1e9).contains(n)).map_or(1, |n| n as u32)
+    }
+
+    fn nothing_else(&self) -> Result<(), Error> {
+        let has_effect = |(key, value): &(&String, &Value)| !WITHOUT_EFFECT.contains(&key.as_str()) && !value.is_null();
+        match self.keys.iter().find(has_effect) {
+            Some((key, value)) => Err(self.unsupported(key, value)),
+            None => Ok(()),
+        }
+    }
+
+    fn unsupported(&self, key: &str, value: &Value) -> Error {
+        let function = value.as_str().and_then(|text| text.strip_prefix(FUNCTION));
+        let problem =
+            function.map_or(HarnessProblem::Unsupported, |f| HarnessProblem::Function { function: f.to_owned() });
+        self.wrong(key, problem)
+    }
+
+    fn expected(&self, key: &str, expected: &'static str) -> Error {
+        self.wrong(key, HarnessProblem::Expected { expected })
+    }
+
+    fn wrong(&self, key: &str, problem: HarnessProblem) -> Error {
+        Error::HarnessTask { path: self.path.to_owned(), key: key.to_owned(), problem }
+    }
+}
+
+/// Returns a path relative to the current directory as an absolute one, if the file exists there.
+fn found(file: &str) -> String {
+    let absolute = std::path::absolute(file).unwrap_or_else(|_| PathBuf::from(file));
+    if absolute.is_file() { absolute.to_string_lossy().into_owned() } else { file.to_owned() }
+}
+
+/// Whether a text can be the name of a field.
+fn is_field(text: &str) -> bool {
+    const WORDS: [&str; 12] = ["and", "else", "false", "False", "if", "in", "is", "none", "None", "not", "or", "true"];
+    let mut characters = text.chars();
+    characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
+        && characters.all(|c| c.is_ascii_alphanumeric() || c == '_')
+        && !WORDS.contains(&text)
+}
+
+/// An expression for the field of a name, or the name itself if the row has no such field.
+fn field_or_text(name: &str) -> String {
+    format!("{name} if {name} is defined else '{name}'")
+}
+
+/// Whether a text contains nothing to render.
+fn is_plain(text: &str) -> bool {
+    !text.starts_with(FUNCTION) && !["{{", "{%", "{#"].iter().any(|mark| text.contains(mark))
+}
