@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use crate::checkpoint::COMPANIONS;
 use crate::lock::lock_name;
 use crate::manifest::inside;
-use crate::platform::{sync_directory, sync_file};
+use crate::platform::{exchange, sync_directory, sync_file};
 use crate::problem::{Obstacle, PlanProblem};
 use crate::{Error, FileLock, Manifest};
 
@@ -135,8 +135,22 @@ impl OutputDir {
         manifest.write(&self.part)?;
         sync_directory(&self.part).map_err(Error::io(&self.part))?;
         check_free(&self.target, &self.target, self.overwrite)?;
-        let old = self.part.with_extension("old");
+        let old = self.put_in_place()?;
+        self.finished = true;
+        if let Some(parent) = self.target.parent() {
+            sync_directory(parent).map_err(Error::io(parent))?;
+        }
+        old.map_or(Ok(()), |old| remove(&old))
+    }
+
+    /// Renames the directory to its final path. Returns where the directory that it replaces is now.
+    fn put_in_place(&self) -> Result<Option<PathBuf>, Error> {
         let replaced = self.target.symlink_metadata().is_ok();
+        if replaced && exchange(&self.part, &self.target) {
+            return Ok(Some(self.part.clone()));
+        }
+        // If the process is killed between the two, the next one restores the old output.
+        let old = self.part.with_extension("old");
         if replaced {
             fs::rename(&self.target, &old).map_err(Error::io(&self.target))?;
         }
@@ -147,14 +161,7 @@ impl OutputDir {
             }
             return Err(Error::Io { path: self.target.clone(), source });
         }
-        self.finished = true;
-        if let Some(parent) = self.target.parent() {
-            sync_directory(parent).map_err(Error::io(parent))?;
-        }
-        if replaced {
-            remove(&old)?;
-        }
-        Ok(())
+        Ok(replaced.then_some(old))
     }
 }
 
@@ -178,6 +185,8 @@ const TEMPORARY: &str = ".cl-";
 /// Returns the absolute path of an output, without `..` and trailing slash, and with symbolic links resolved.
 fn resolve(target: &Path) -> Result<PathBuf, Error> {
     let absolute = std::path::absolute(target).map_err(Error::io(target))?;
+    // Without a trailing slash, with which a symbolic link would be taken for its directory.
+    let absolute: PathBuf = absolute.components().collect();
     let absolute = if absolute.is_symlink() { absolute.canonicalize().unwrap_or(absolute) } else { absolute };
     if absolute.file_name().is_none() || absolute.parent().is_none() {
         return Err(Error::Plan { path: target.to_owned(), problem: Box::new(PlanProblem::NoName) });
@@ -207,26 +216,39 @@ fn real(path: &Path) -> PathBuf {
 /// # Errors
 /// Returns [`Error::Overlap`] otherwise.
 pub fn refuse_overlap(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
+    refuse_inside(target, inputs)?;
     let out = real(target);
-    let refuse = |relation, role: &str, other: &Path| {
-        let (path, role, other) = (target.to_owned(), role.into(), other.into());
-        Err(Error::Overlap { path, relation, role, other })
-    };
     for (role, given) in inputs {
-        let input = real(given);
-        if out == input {
-            return refuse("is", role, given);
-        } else if input.starts_with(&out) {
-            return refuse("contains", role, given);
-        } else if out.starts_with(&input) {
-            return refuse("lies inside", role, given);
+        if real(given).starts_with(&out) {
+            return overlap(target, "contains", role, given);
         }
     }
     match std::env::current_dir().map(|d| real(&d)) {
-        Ok(here) if here == out => refuse("is", "the working directory", &here),
-        Ok(here) if here.starts_with(&out) => refuse("contains", "the working directory", &here),
+        Ok(here) if here == out => overlap(target, "is", "the working directory", &here),
+        Ok(here) if here.starts_with(&out) => overlap(target, "contains", "the working directory", &here),
         _ => Ok(()),
     }
+}
+
+/// Checks that an output is not one of its inputs and not inside one.
+///
+/// # Errors
+/// Returns [`Error::Overlap`] otherwise.
+pub fn refuse_inside(target: &Path, inputs: &[(&str, &Path)]) -> Result<(), Error> {
+    let out = real(target);
+    for (role, given) in inputs {
+        let input = real(given);
+        if out == input {
+            return overlap(target, "is", role, given);
+        } else if out.starts_with(&input) {
+            return overlap(target, "lies inside", role, given);
+        }
+    }
+    Ok(())
+}
+
+fn overlap(target: &Path, relation: &'static str, role: &str, other: &Path) -> Result<(), Error> {
+    Err(Error::Overlap { path: target.to_owned(), relation, role: role.into(), other: other.into() })
 }
 
 /// Checks that `place` is free, or contains only files that may be replaced.

@@ -50,6 +50,31 @@ pub(crate) fn copy(from: &Path, to: &Path) -> io::Result<()> {
     Ok(())
 }
 
+/// Exchanges two paths on the same file system in one step. Returns whether it did: not every system can.
+pub(crate) fn exchange(one: &Path, other: &Path) -> bool {
+    #[cfg(target_os = "linux")]
+    {
+        use rustix::fs::{CWD, RenameFlags, renameat_with};
+        renameat_with(CWD, one, CWD, other, RenameFlags::EXCHANGE).is_ok()
+    }
+    #[cfg(not(target_os = "linux"))]
+    {
+        let _ = (one, other);
+        false
+    }
+}
+
+/// Raises the number of files that this process may have open to the most that the system allows, for models of many
+/// files. Most systems start with 1,024. Does nothing if that fails, and on Windows, which has no such limit.
+pub fn raise_file_limit() {
+    #[cfg(unix)]
+    {
+        use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+        let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+        let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
+    }
+}
+
 /// Syncs a file to disk.
 pub(crate) fn sync_file(path: &Path) -> io::Result<()> {
     // Windows only flushes handles that allow writing.
@@ -216,6 +241,20 @@ mod tests {
         assert_eq!(FileId::at(&new).unwrap(), id);
         assert_ne!(FileId::at(&old).unwrap(), id);
         FileId::at(folder.path()).unwrap();
+    }
+
+    #[test]
+    #[cfg(target_os = "linux")]
+    fn directories_are_exchanged() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, other) = (folder.path().join("one"), folder.path().join("other"));
+        fs::create_dir(&one).unwrap();
+        fs::create_dir(&other).unwrap();
+        fs::write(one.join("file"), "1").unwrap();
+        if exchange(&one, &other) {
+            assert!(!one.join("file").exists() && other.join("file").exists());
+        }
+        assert!(!exchange(&one, &folder.path().join("missing")));
     }
 
     #[test]

@@ -106,7 +106,9 @@ impl CheckpointWriter {
             file.set_len(offset).map_err(Error::io(&path))?;
             writer.shards.push(file);
         }
-        writer.missing = Mutex::new(writer.places.iter().map(|(name, place)| (name.clone(), place.length)).collect());
+        let missing = writer.places.iter().map(|(name, place)| (name.clone(), place.length));
+        // Nothing is left to write of a tensor without elements.
+        writer.missing = Mutex::new(missing.filter(|(_, length)| *length > 0).collect());
         if count > 1 {
             weight_map.sort_keys();
             let index = json!({"metadata": {"total_size": total}, "weight_map": weight_map});
@@ -140,6 +142,9 @@ impl CheckpointWriter {
         if offset.checked_add(bytes.len()).is_none_or(|end| end > place.length) {
             let (tensor, length, planned) = (name.to_owned(), bytes.len(), place.length);
             return Err(self.unplanned(PlanProblem::Beyond { tensor, offset, length, planned }));
+        }
+        if bytes.is_empty() {
+            return Ok(());
         }
         let at = place.offset + offset as u64;
         write_all_at(&self.shards[place.shard], bytes, at).map_err(Error::io(self.out.target()))?;

@@ -13,8 +13,8 @@ pub mod output;
 use std::process::ExitCode;
 
 use anyhow::Result;
-use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_checkpoint::{Interrupt, raise_file_limit};
 use clap::Parser;
 
 use crate::arguments::Cli;
@@ -41,19 +41,21 @@ pub fn run(
 ) -> ExitCode {
     let Cli { mut command, threads, log } = Cli::parse();
     subscribe(log);
+    raise_file_limit();
     if let Some(threads) = threads {
         command.default_threads(threads);
     }
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
-    let interrupt = match Interrupt::on_signals() {
-        Ok(interrupt) => interrupt,
-        Err(error) => {
-            tracing::error!("cannot set signal handlers: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let interrupt =
+        match command.stops_on_request().then(Interrupt::on_signals).transpose().map(Option::unwrap_or_default) {
+            Ok(interrupt) => interrupt,
+            Err(error) => {
+                tracing::error!("cannot set signal handlers: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     let mut out = Stdout::lock();
     let result = light::run(command, &interrupt, &mut out).and_then(|rest| match rest {
         Some(command) => with_model(command, Context { threads, log, interrupt: &interrupt, out: &mut out }),

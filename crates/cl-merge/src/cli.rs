@@ -117,6 +117,15 @@ impl Command {
         }
     }
 
+    /// Whether the command stops by itself when that is requested. Signals should end all others.
+    pub fn stops_on_request(&self) -> bool {
+        match self {
+            Command::Run(_) => true,
+            Command::Adapter(command) => command.stops_on_request(),
+            Command::Diff(_) | Command::Verify(_) | Command::Methods(_) => false,
+        }
+    }
+
     /// Sets the number of threads of the commands that have `--threads`, unless it was given.
     pub fn default_threads(&mut self, threads: usize) {
         match self {

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_checkpoint::{Interrupt, raise_file_limit};
 use cl_merge::cli::Command;
 use clap::Parser;
 
@@ -22,16 +22,18 @@ struct Cli {
 fn main() -> ExitCode {
     let Cli { command, log } = Cli::parse();
     log.init(std::io::stderr);
+    raise_file_limit();
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
-    let interrupt = match Interrupt::on_signals() {
-        Ok(interrupt) => interrupt,
-        Err(error) => {
-            tracing::error!("signal handlers cannot be set: {error}");
-            return ExitCode::FAILURE;
-        }
-    };
+    let interrupt =
+        match command.stops_on_request().then(Interrupt::on_signals).transpose().map(Option::unwrap_or_default) {
+            Ok(interrupt) => interrupt,
+            Err(error) => {
+                tracing::error!("signal handlers cannot be set: {error}");
+                return ExitCode::FAILURE;
+            }
+        };
     match cl_merge::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has closed the pipe, for example `head`.

@@ -2,8 +2,8 @@
 
 use std::process::ExitCode;
 
-use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
+use cl_checkpoint::{Interrupt, raise_file_limit};
 use cl_moe::cli::Command;
 use clap::Parser;
 
@@ -22,6 +22,7 @@ struct Cli {
 fn main() -> ExitCode {
     let Cli { command, log } = Cli::parse();
     log.init(std::io::stderr);
+    raise_file_limit();
     let interrupt = match Interrupt::on_signals() {
         Ok(interrupt) => interrupt,
         Err(error) => {

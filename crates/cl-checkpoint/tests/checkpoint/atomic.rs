@@ -160,6 +160,9 @@ fn a_link_to_a_model_stays_and_the_model_is_replaced() {
     write_model(&link, true, b"new!").unwrap();
     assert!(link.is_symlink());
     assert_eq!(Checkpoint::open(&model).unwrap().bytes("w").unwrap(), b"new!");
+    write_model(&folder.path().join("latest/"), true, b"with").unwrap();
+    assert!(link.is_symlink());
+    assert_eq!(Checkpoint::open(&model).unwrap().bytes("w").unwrap(), b"with");
 }
 
 #[test]

@@ -98,6 +98,34 @@ pub enum Command {
 }
 
 impl Command {
+    /// Whether the command stops by itself when that is requested, for example to save a checkpoint. Signals end all
+    /// others.
+    pub fn stops_on_request(&self) -> bool {
+        match self {
+            Command::Merge(command) => command.stops_on_request(),
+            Command::Adapter(command) => command.stops_on_request(),
+            Command::Eval(args) => !matches!(args.command, Some(eval::EvalCommand::Compare(_))),
+            Command::ImportGguf(_)
+            | Command::Score(_)
+            | Command::Table(_)
+            | Command::Report(_)
+            | Command::Data(_)
+            | Command::Check(_)
+            | Command::Plan(_)
+            | Command::PaperTables(_)
+            | Command::Completions(_)
+            | Command::Man(_) => false,
+            Command::Generate(_)
+            | Command::Chat(_)
+            | Command::Train(_)
+            | Command::Sequence(_)
+            | Command::Moe(_)
+            | Command::Study(_)
+            | Command::Reproduce(_)
+            | Command::Publish(_) => true,
+        }
+    }
+
     /// Sets the number of threads of merges, unless it was given after the command.
     pub fn default_threads(&mut self, threads: u16) {
         match self {

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use cl_checkpoint::files::cache_dir;
 use cl_checkpoint::logging::LogArgs;
-use cl_checkpoint::{HubSnapshot, Interrupt, Precision};
+use cl_checkpoint::{HubSnapshot, Interrupt, Precision, refuse_inside};
 use cl_cli::arguments::eval::Args;
 use cl_data::{ChatTemplate, Profile};
 use cl_eval::{
@@ -59,6 +59,10 @@ pub fn run(mut args: Args, log: LogArgs, interrupt: &Interrupt, out: &mut impl W
     }
     let config = scoring(args)?;
     let runs = runs(args)?;
+    for run in &runs {
+        let inputs: Vec<_> = run.adapter.iter().map(|adapter| ("the adapter", *adapter)).collect();
+        refuse_inside(&run.out, &[inputs, vec![("the model", &*args.model)]].concat())?;
+    }
     let device = cl_torch::pick_device(&args.device)?;
     let mut loaded = LoadedModel::open(&args.model, runs[0].adapter, args.precision, config.quantize, device)?;
     let mut progress = Progress::new(log);

@@ -37,6 +37,11 @@ pub enum AdapterCommand {
 }
 
 impl AdapterCommand {
+    /// Whether the command stops by itself when that is requested. Signals should end all others.
+    pub fn stops_on_request(&self) -> bool {
+        !matches!(self, AdapterCommand::Info(_) | AdapterCommand::Diff(_))
+    }
+
     /// Sets the number of threads of the commands that have `--threads`, unless it was given.
     pub fn default_threads(&mut self, threads: usize) {
         let own = match self {

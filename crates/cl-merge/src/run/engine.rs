@@ -4,7 +4,7 @@ use std::path::Path;
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
 
-use cl_checkpoint::{CheckpointWriter, Dtype, WriteOptions, convert};
+use cl_checkpoint::{CheckpointWriter, Dtype, Interrupt, WriteOptions, convert};
 use rayon::prelude::*;
 use serde_json::{Map, Value};
 
@@ -17,7 +17,7 @@ use crate::plan::Plan;
 use crate::plan::inputs::STATE_NAME;
 use crate::plan::work::{PlannedTensor, Segment, Source, Work};
 use crate::tensor::select::{Trim, trim_models};
-use crate::tensor::{Buffers, Piece, READ, copy_bytes, kernels};
+use crate::tensor::{Buffers, Piece, READ, TensorGroup, copy_bytes, kernels};
 
 /// Tensors with at least this many elements are processed one after another by all threads; smaller ones in parallel.
 const LARGE: usize = 4 << 20;
@@ -94,7 +94,7 @@ struct Merging<'p> {
 
 impl Merging<'_> {
     fn all(&self) -> Result<(), Error> {
-        let trims = self.plan.model_trims()?;
+        let trims = self.plan.model_trims(&self.options.interrupt)?;
         let mut jobs: Vec<(usize, &PlannedTensor)> = self.plan.tensors.iter().enumerate().collect();
         // Large tensors first: at the end, other threads then wait only for small ones.
         jobs.sort_by_key(|(i, t)| (std::cmp::Reverse(t.elements()), *i));
@@ -120,7 +120,7 @@ impl Merging<'_> {
         let measure = |tensor: &PlannedTensor, parallel: bool| -> Result<_, Error> {
             let Work::Merge(segments) = &tensor.work else { return Ok(None) };
             let Some(segment) = segments.first().filter(|s| s.whole) else { return Ok(None) };
-            let mut group = self.plan.group(tensor, segment);
+            let mut group = self.group(tensor, segment);
             group.parallel = parallel;
             let bytes = segment.method.kept(&group);
             let fits = |spare: usize| spare.checked_sub(bytes);
@@ -180,7 +180,7 @@ impl Merging<'_> {
         OfModel { trims, norms, kept }: OfModel<'_, '_>,
         parallel: bool,
     ) -> Result<(), Error> {
-        let mut group = self.plan.group(tensor, segment);
+        let mut group = self.group(tensor, segment);
         group.parallel = parallel;
         group.model_trims = trims.clone().filter(|_| segment.whole);
         let kept = if segment.whole { kept.lock().expect("no panic while held").take() } else { None };
@@ -220,6 +220,11 @@ impl Merging<'_> {
         }
         tracing::debug!(tensor = tensor.spec.name.as_str(), "merged");
         Ok(())
+    }
+
+    /// The values of a tensor, whose reading stops when that is requested.
+    fn group<'g>(&'g self, tensor: &'g PlannedTensor, segment: &'g Segment) -> TensorGroup<'g> {
+        TensorGroup { interrupt: Some(&self.options.interrupt), ..self.plan.group(tensor, segment) }
     }
 
     fn write(&self, tensor: &PlannedTensor, offset: usize, bytes: &[u8]) -> Result<(), Error> {
@@ -279,7 +284,7 @@ impl Plan {
     }
 
     /// Returns the trims of each tensor if the whole model is trimmed at once; otherwise `None` for all.
-    fn model_trims(&self) -> Result<Vec<Option<Vec<Trim>>>, Error> {
+    fn model_trims(&self, interrupt: &Interrupt) -> Result<Vec<Option<Vec<Trim>>>, Error> {
         let mut trims = vec![None; self.tensors.len()];
         let Some(density) = &self.whole_model_trim else { return Ok(trims) };
         let mut groups = Vec::new();
@@ -288,7 +293,7 @@ impl Plan {
             if let Work::Merge(segments) = &tensor.work
                 && let Some(segment) = segments.first().filter(|s| s.whole)
             {
-                groups.push(self.group(tensor, segment));
+                groups.push(TensorGroup { interrupt: Some(interrupt), ..self.group(tensor, segment) });
                 places.push(i);
             }
         }

@@ -88,12 +88,24 @@ pub fn run_file(
     drop(span);
     drop(plan);
     for (name, dir) in &done {
-        let removed = std::fs::remove_dir_all(dir).and_then(|()| std::fs::remove_file(note(&folder, name)));
-        removed.map_err(|source| Error::Io { path: dir.clone(), source })?;
+        remove_stage(&folder, name, dir).map_err(|source| Error::Io { path: dir.clone(), source })?;
     }
     // The folder is removed only if it is empty: other files in it are not ours.
     let _ = std::fs::remove_dir(&folder);
     Ok(summary)
+}
+
+/// Removes a stage's directory. If the process is killed in the meantime, the next run repeats the stage: without the
+/// note, it is not reused, and with its manifest, what is left of the directory can be overwritten.
+fn remove_stage(folder: &Path, name: &str, dir: &Path) -> std::io::Result<()> {
+    std::fs::remove_file(note(folder, name))?;
+    for entry in std::fs::read_dir(dir)? {
+        let path = entry?.path();
+        if path.is_file() && !path.ends_with("manifest.json") {
+            std::fs::remove_file(path)?;
+        }
+    }
+    std::fs::remove_dir_all(dir)
 }
 
 /// Checks the output path before any work; see [`OutputDir::check`].

@@ -3,7 +3,7 @@
 use std::cell::Cell;
 use std::ops::Range;
 
-use cl_checkpoint::{Dtype, TensorSource, convert};
+use cl_checkpoint::{Dtype, Interrupt, TensorSource, convert};
 use rayon::prelude::*;
 
 use super::held::{Buffers, Held};
@@ -148,6 +148,8 @@ pub struct TensorGroup<'a> {
     pub model_trims: Option<Vec<Trim>>,
     /// Bytes that were read, for later passes.
     pub(crate) held: Option<Held<'a>>,
+    /// Stops reading when requested: a pass over large tensors can take long before anything is written.
+    pub(crate) interrupt: Option<&'a Interrupt>,
 }
 
 /// Groups ranges into runs that are read together, of up to [`READ`] elements or a single longer range.
@@ -228,7 +230,7 @@ impl<'a> TensorGroup<'a> {
         base: Option<Values<'a>>,
         models: Vec<Values<'a>>,
     ) -> TensorGroup<'a> {
-        TensorGroup { name, shape, base, models, parallel: false, model_trims: None, held: None }
+        TensorGroup { name, shape, base, models, parallel: false, model_trims: None, held: None, interrupt: None }
     }
 
     /// Keeps what is read in these buffers ([`TensorGroup::bytes`] bytes), so that a second pass does not read again.
@@ -299,6 +301,9 @@ impl<'a> TensorGroup<'a> {
 
     /// Reads the bytes of these elements of every input.
     fn read(&self, range: &Range<usize>, bytes: &mut Vec<Vec<u8>>) -> Result<(), Error> {
+        if self.interrupt.is_some_and(Interrupt::requested) {
+            return Err(Error::Interrupted);
+        }
         bytes.resize_with(self.models.len() + 1, Vec::new);
         let mut inputs = self.base.iter().chain(&self.models).zip(bytes);
         inputs.try_for_each(|(values, bytes)| values.read(range.start, range.len(), bytes))

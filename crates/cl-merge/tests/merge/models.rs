@@ -15,11 +15,21 @@ pub struct Llama {
     pub dtype: Dtype,
     pub tied: bool,
     pub max_shard_size: u64,
+    /// With a tensor without elements.
+    pub empty: bool,
 }
 
 impl Default for Llama {
     fn default() -> Self {
-        Llama { vocab: 40, hidden: 16, layers: 2, dtype: Dtype::BF16, tied: true, max_shard_size: u64::MAX }
+        Llama {
+            vocab: 40,
+            hidden: 16,
+            layers: 2,
+            dtype: Dtype::BF16,
+            tied: true,
+            max_shard_size: u64::MAX,
+            empty: false,
+        }
     }
 }
 
@@ -39,6 +49,9 @@ impl Llama {
             add("mlp.gate_proj", vec![i, h]);
             add("mlp.up_proj", vec![i, h]);
             add("mlp.down_proj", vec![h, i]);
+        }
+        if self.empty {
+            tensors.push(("model.layers.0.mlp.empty.weight".to_owned(), vec![0, h]));
         }
         tensors.push(("model.norm.weight".to_owned(), vec![h]));
         if !self.tied {

@@ -390,6 +390,21 @@ fn stages_build_on_each_other_and_are_taken_over() {
     let other = folder.path().join("other");
     run_file(&again, &other, &MergeOptions::default(), &|_| ()).unwrap();
     assert!(values(&Checkpoint::open(&other).unwrap()) == values(&expected));
+    // A process that is killed while it removes its stages leaves one of these.
+    for left in [&["config.json", "manifest.json"][..], &["manifest.json"], &[]] {
+        run(&stages("1e39"), true).0.unwrap_err();
+        fs::remove_file(folder.path().join(".out.stages/pair.made-from")).unwrap();
+        for file in fs::read_dir(&staged).unwrap().map(|entry| entry.unwrap().path()) {
+            if !left.iter().any(|kept| file.ends_with(kept)) {
+                fs::remove_file(file).unwrap();
+            }
+        }
+        let (result, kept) = run(&stages("0.5"), true);
+        result.unwrap_or_else(|e| panic!("{left:?}: {e}"));
+        assert!(kept.is_empty() && out.join("tokenizer.json").exists() == base.join("tokenizer.json").exists());
+        assert!(values(&Checkpoint::open(&out).unwrap()) == values(&expected), "{left:?}");
+        assert!(!folder.path().join(".out.stages").exists());
+    }
     // An existing output is not replaced without `overwrite`.
     assert!(run(&stages("0.5"), false).0.unwrap_err().to_string().contains("exists"));
     // Invalid references between stages.
@@ -397,6 +412,18 @@ fn stages_build_on_each_other_and_are_taken_over() {
                  [[stage]]\nname = \"later\"\nmethod = \"linear\"\n[[stage.models]]\nmodel = \"x\"\n";
     let error = run(wrong, true).0.unwrap_err().to_string();
     assert!(error.contains("needs a `name`") && error.contains("`later` is a stage that comes later"), "{error}");
+}
+
+/// Tensors without elements are merged by every method that merges the others.
+#[test]
+fn tensors_without_elements_are_written() {
+    let folder = tempfile::tempdir().unwrap();
+    let (base, models) = Llama { empty: true, ..Llama::default() }.family(folder.path(), 2);
+    for method in ["linear", "task_arithmetic", "ties", "dare_ties", "della", "tsv", "opcm", "model_stock"] {
+        let models: String = models.iter().map(|model| format!("[[models]]\nmodel = {model:?}\n")).collect();
+        let (_folder, merged) = run(&config(&format!("base_model = {base:?}\nmethod = {method:?}\n{models}")));
+        assert_eq!(merged.info("model.layers.0.mlp.empty.weight").unwrap().shape, [0, 16], "{method}");
+    }
 }
 
 /// All problems of a later stage are reported before an earlier stage runs.
