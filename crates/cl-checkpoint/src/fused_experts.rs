@@ -115,7 +115,7 @@ impl Layout {
     }
 
     /// The name in checkpoints of a module of Transformers 5.
-    fn module(self, module: &str) -> String {
+    pub(crate) fn module(self, module: &str) -> String {
         let renamed = ["experts", "gate"].into_iter().find_map(|part| {
             let layer = module.strip_suffix(part)?.strip_suffix("mlp.")?;
             let whole = layer.is_empty() || layer.ends_with('.');
@@ -589,11 +589,11 @@ fn patterns<V: Copy + PartialEq>(
     // For each key that matches the modules of all layers, the keys and values of single layers.
     let mut groups: BTreeMap<String, Vec<(String, V)>> = BTreeMap::new();
     for parameter in parameters {
-        let modules: Vec<(Module, V)> =
-            parameter.all_modules(layout).map(|m| (value(parameter, m.rank), m)).map(|(v, m)| (m, v)).collect();
+        let with_value = |module: Module| (value(parameter, module.rank), module);
+        let modules: Vec<(V, Module)> = parameter.all_modules(layout).map(with_value).collect();
         let projections = layout.projections(parameter.name);
         let of = |projection: Option<usize>| {
-            let mut values = modules.iter().filter(|(m, _)| projection.is_none_or(|p| m.projection == p)).map(|m| m.1);
+            let mut values = modules.iter().filter(|(_, m)| projection.is_none_or(|p| m.projection == p)).map(|m| m.0);
             let first = values.next();
             first.filter(|first| values.all(|value| value == *first))
         };
@@ -609,8 +609,8 @@ fn patterns<V: Copy + PartialEq>(
             match of(Some(i)) {
                 Some(value) => add(&[projection], value),
                 None => {
-                    let modules = modules.iter().filter(|(module, _)| module.projection == i);
-                    new.extend(modules.map(|(module, value)| (format!("^{}", regex::escape(&module.name)), *value)));
+                    let modules = modules.iter().filter(|(_, module)| module.projection == i);
+                    new.extend(modules.map(|(value, module)| (format!("^{}", regex::escape(&module.name)), *value)));
                 }
             }
         }

@@ -9,6 +9,7 @@ pub mod convert;
 mod error;
 pub mod files;
 mod fuse_experts;
+mod fused_checkpoint;
 mod fused_experts;
 pub mod gguf;
 mod header;
