@@ -244,6 +244,8 @@ fn blocks(
         bits if bits % 8 == 0 => bits / 8,
         _ => return None,
     };
+    // That of the first projection, or, if it does not change the weight, of the next one.
+    let scaling = all().map(|module| module.scaling).find(|scaling| *scaling != 0.0).unwrap_or_default();
     let largest = |experts: &BTreeMap<usize, Module<'_>>| experts.values().map(|m| m.rank).max().unwrap_or(0);
     let rank: usize = projections.iter().map(largest).sum();
     let [width, rows] = first.sizes;
@@ -254,7 +256,7 @@ fn blocks(
         for (&expert, module) in of_experts {
             let first_row = expert * rank + start;
             a[first_row * row..][..module.rank * row].copy_from_slice(module.bytes[0]);
-            let own = scaled(module, module.scaling / first.scaling)?;
+            let own = scaled(module, if module.scaling == scaling { 1.0 } else { module.scaling / scaling })?;
             for (i, element) in own.chunks_exact(size).enumerate() {
                 let (line, k) = (projection * rows + i / module.rank, start + i % module.rank);
                 b[(line * columns + k * experts + expert) * size..][..size].copy_from_slice(element);
@@ -262,7 +264,7 @@ fn blocks(
         }
         start += largest(of_experts);
     }
-    let alpha = alpha_for(first.scaling, rank, config.use_rslora);
+    let alpha = alpha_for(scaling, rank, config.use_rslora);
     let factors = [(first.dtype, [columns, width], a), (first.dtype, [out, columns], b)];
     Some((Parameter { name, rank, alpha }, factors))
 }
@@ -503,6 +505,11 @@ mod tests {
             &modules,
             &one
         ));
+        let zero = AdapterConfig { alpha_pattern: vec![("0.w1".to_owned(), 0.0)], ..config.clone() };
+        let (_, _, adapter) = written(&zero, &modules, &one);
+        let finite =
+            |name: &&str| to_f32(Dtype::F32, adapter.bytes(name).unwrap()).unwrap().iter().all(|v| v.is_finite());
+        assert!(adapter.names().iter().all(finite), "nothing is divided by a scaling of zero");
         let dora = AdapterConfig { use_dora: true, use_rslora: true, ..config.clone() };
         assert!(!fused(&dora, &modules, &one), "PEFT has no format for it");
         let mut bias = config.clone();
