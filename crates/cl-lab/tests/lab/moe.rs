@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 
 use cl_adapters::{Mode, RouterRecord, top_k};
 use cl_checkpoint::{
-    Adapter, Checkpoint, CheckpointWriter, Interrupt, Manifest, TensorSource, TensorSpec, WriteOptions,
+    Adapter, Checkpoint, CheckpointWriter, Dtype, Interrupt, Manifest, TensorSource, TensorSpec, WriteOptions, convert,
 };
 use cl_lab::{run_train, toy};
 use cl_model::{Decoder, LoadOptions, PackedBatch, greedy, random_weights, token_log_probs};
@@ -317,7 +317,11 @@ fn adapters_of_experts_go_on_as_they_were_trained() {
         let initial = format!("train.initial_adapter='{}'", first.dir().display());
         let (second, _, _) = run("second", &[&initial, "train.learning_rate=1e-30"]);
         assert_eq!((second.config(), second.names()), (first.config(), first.names()));
-        assert!(first.names().iter().all(|name| first.bytes(name).unwrap() == second.bytes(name).unwrap()));
+        for name in first.names() {
+            let [a, b] = [&first, &second].map(|a| convert::to_f32(Dtype::F32, a.bytes(name).unwrap()).unwrap());
+            // Zeros of experts that had no token may have moved by a step.
+            assert!(a.iter().zip(b).all(|(a, b)| (a - b).abs() < 1e-28), "{name}");
+        }
         let earlier = format!("train.olora={{earlier=['{}']}}", first.dir().display());
         assert!(run("third", &[all, &earlier]).0.modules().len() == first.modules().len());
     }
