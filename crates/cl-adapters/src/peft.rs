@@ -4,7 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
-    Adapter, AdapterConfig, AdapterModule, Dtype, LayerKind, Manifest, TensorSpec, lora_scaling, target_names,
+    Adapter, AdapterConfig, AdapterModule, BaseExperts, Dtype, LayerKind, Manifest, TensorSpec, alpha_for,
+    lora_scaling, target_names,
 };
 use cl_torch::tch::{Kind, Tensor};
 use cl_torch::{load_tensor, tensor_bytes};
@@ -32,7 +33,9 @@ pub struct Site<'a> {
 ///
 /// Ranks and scalings are those of the layers. If they differ from `config`, for example after an adapter was loaded,
 /// they are written to `rank_pattern` and `alpha_pattern`. An adapter that was initialized from the weight is written
-/// as the difference from its initialization, at twice the rank, so that it applies to the original base.
+/// as the difference from its initialization, at twice the rank, so that it applies to the original base. Factors of
+/// experts are written with `target_parameters` if PEFT would misread them otherwise, see
+/// [`write_adapter_with_files`](cl_checkpoint::write_adapter_with_files).
 ///
 /// # Errors
 /// Returns [`AdapterError::Checkpoint`] if the directory exists and `overwrite` is false, or if it cannot be written.
@@ -49,6 +52,7 @@ pub fn save_lora<'a>(
     let mut tensors = Vec::new();
     let mut peft = adapter_config(config, base_model, adapted.iter().any(|s| s.start.is_some()));
     let names = |sites: &[Site<'a>]| sites.iter().map(|s| s.name).collect::<Vec<_>>();
+    let experts = BaseExperts::of(adapted.iter().chain(&bare).map(|s| s.name));
     peft.target_modules = Some(cl_checkpoint::TargetModules::List(target_names(&names(&adapted), &names(&bare))));
     let some = |has: &dyn Fn(&Lora) -> bool| adapted.iter().filter_map(|s| s.lora).any(has);
     peft.use_dora = some(&|lora| lora.magnitude.is_some());
@@ -63,11 +67,8 @@ pub fn save_lora<'a>(
         if rank != peft.r as i64 {
             peft.rank_pattern.push((site.name.to_owned(), rank as usize));
         }
-        let scaling = |alpha| lora_scaling(alpha, rank as f64, config.use_rslora);
-        if scaling(peft.lora_alpha) != lora.scaling {
-            let alpha = lora.scaling / scaling(1.0);
-            // Most alphas are integers, which the division may miss by one bit.
-            let alpha = if scaling(alpha.round()) == lora.scaling { alpha.round() } else { alpha };
+        if lora_scaling(peft.lora_alpha, rank as f64, config.use_rslora) != lora.scaling {
+            let alpha = alpha_for(lora.scaling, rank as usize, config.use_rslora);
             peft.alpha_pattern.push((site.name.to_owned(), alpha));
         }
         let (a_shape, b_shape) = (shape(&a), shape(&b));
@@ -83,7 +84,7 @@ pub fn save_lora<'a>(
         }
     }
     tensors.extend(whole.iter().map(|w| stored(format!("{PREFIX}{}", w.name), &w.tensor)));
-    cl_checkpoint::write_adapter(dir, &peft, &tensors, manifest, overwrite)?;
+    cl_checkpoint::write_adapter_with_files(dir, &peft, &tensors, &[], &experts, manifest, overwrite)?;
     Ok(())
 }
 

@@ -5,11 +5,13 @@ use std::sync::Arc;
 use crate::checkpoint::COMPANIONS;
 use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
+use crate::fuse_experts::fuse;
 use crate::fused_experts::{Expanded, expand};
 use crate::problem::AdapterProblem;
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{
-    AdapterConfig, Checkpoint, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource, TensorSpec,
+    AdapterConfig, BaseExperts, Checkpoint, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource,
+    TensorSpec,
 };
 
 /// A PEFT adapter directory, opened lazily.
@@ -155,6 +157,12 @@ impl Adapter {
         self.named_for(&|module| base.info(&format!("{module}.weight")).is_some())
     }
 
+    /// Returns the modules of fused experts (`target_parameters`), with the numbers of experts; empty for other adapters,
+    /// which do not contain the number of experts of the base.
+    pub fn experts(&self) -> BaseExperts {
+        self.expanded.as_ref().map(|expanded| expanded.experts.clone()).unwrap_or_default()
+    }
+
     /// Returns the path of the directory.
     pub fn dir(&self) -> &Path {
         &self.dir
@@ -296,7 +304,7 @@ impl TensorSource for Adapter {
     }
 }
 
-/// Writes a PEFT adapter directory atomically.
+/// Writes a PEFT adapter directory atomically, with the tensors and the configuration as they are.
 ///
 /// # Errors
 /// Returns [`Error::Adapter`] if tensors contradict the config, as [`Adapter::open`] does, and the errors of
@@ -308,10 +316,15 @@ pub fn write_adapter(
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), Error> {
-    write_adapter_with_files(dir, config, tensors, &[], manifest, overwrite)
+    check(dir, config, tensors)?;
+    let tensors: Vec<_> = tensors.iter().map(|(spec, bytes)| (spec, bytes.as_slice())).collect();
+    write(dir, config, &tensors, &BTreeMap::new(), &[], manifest, overwrite)
 }
 
-/// Like [`write_adapter`], with additional files such as a model card, given as pairs of name and content.
+/// Like [`write_adapter`], with additional files such as a model card, given as pairs of name and content. `experts` are
+/// those of the base: if PEFT would misread the factors of experts when it loads them into a model of Transformers 5,
+/// they are written with `target_parameters`. [`Adapter::open`] then returns the same modules, with the same factors up
+/// to the scalings of projections that differ.
 ///
 /// # Errors
 /// Returns the same errors as [`write_adapter`].
@@ -320,17 +333,39 @@ pub fn write_adapter_with_files(
     config: &AdapterConfig,
     tensors: &[(TensorSpec, Vec<u8>)],
     files: &[(&str, &[u8])],
+    experts: &BaseExperts,
     manifest: Manifest,
     overwrite: bool,
 ) -> Result<(), Error> {
-    let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
+    check(dir, config, tensors)?;
+    let Some(fused) = fuse(config, tensors, experts) else {
+        let tensors: Vec<_> = tensors.iter().map(|(spec, bytes)| (spec, bytes.as_slice())).collect();
+        return write(dir, config, &tensors, &BTreeMap::new(), files, manifest, overwrite);
+    };
+    let tensors: Vec<_> = fused.tensors.iter().map(|(spec, bytes)| (spec, bytes.as_ref())).collect();
+    write(dir, &fused.config, &tensors, &fused.metadata, files, manifest, overwrite)
+}
+
+fn check(dir: &Path, config: &AdapterConfig, tensors: &[(TensorSpec, Vec<u8>)]) -> Result<(), Error> {
     if let Some(problem) = config.problem() {
         return Err(Error::Adapter { path: dir.join(CONFIG), problem: Box::new(problem) });
     }
-    modules(&dir.join(WEIGHTS), &shapes, config)?;
-    let specs: Vec<TensorSpec> = tensors.iter().map(|t| t.0.clone()).collect();
+    let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
+    modules(&dir.join(WEIGHTS), &shapes, config).map(drop)
+}
+
+fn write(
+    dir: &Path,
+    config: &AdapterConfig,
+    tensors: &[(&TensorSpec, &[u8])],
+    metadata: &BTreeMap<String, String>,
+    files: &[(&str, &[u8])],
+    manifest: Manifest,
+    overwrite: bool,
+) -> Result<(), Error> {
+    let specs: Vec<TensorSpec> = tensors.iter().map(|(spec, _)| (*spec).clone()).collect();
     let options = WriteOptions { max_shard_size: u64::MAX, overwrite };
-    let writer = CheckpointWriter::create_named(dir, &specs, options, "adapter_model")?;
+    let writer = CheckpointWriter::create_named(dir, &specs, options, "adapter_model", metadata)?;
     for (spec, bytes) in tensors {
         writer.write(&spec.name, bytes)?;
     }

@@ -182,6 +182,18 @@ pub fn lora_scaling(alpha: f64, rank: f64, use_rslora: bool) -> f64 {
     if use_rslora { alpha / rank.sqrt() } else { alpha / rank }
 }
 
+/// Returns the alpha that gives this scaling at a rank. If it is an integer up to rounding errors of f64, it is that
+/// integer, because most alphas are.
+pub fn alpha_for(scaling: f64, rank: usize, use_rslora: bool) -> f64 {
+    let alpha = scaling / lora_scaling(1.0, rank as f64, use_rslora);
+    if nearly(alpha, alpha.round()) { alpha.round() } else { alpha }
+}
+
+/// Whether two numbers are equal up to a few rounding errors of f64.
+pub(crate) fn nearly(a: f64, b: f64) -> bool {
+    (a - b).abs() <= 8.0 * f64::EPSILON * a.abs()
+}
+
 /// Returns `target_modules` for these modules: the last parts of their names, or full names if the last part would also
 /// match other modules of the model.
 pub fn target_names(adapted: &[&str], others: &[&str]) -> Vec<String> {

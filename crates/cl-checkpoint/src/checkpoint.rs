@@ -8,15 +8,24 @@ use serde_json::{Map, Value};
 use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, MAX_TOKENIZER, check_unchanged, is_file_name, read_file};
 use crate::problem::{IndexProblem, TensorProblem};
-use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, ordered_map};
+use crate::source::outside;
+use crate::{Error, HubSnapshot, SafetensorsFile, TensorInfo, TensorSource, convert, fused_checkpoint, ordered_map};
 
 /// A Hugging Face model directory, opened lazily.
 pub struct Checkpoint {
     dir: PathBuf,
     config: Map<String, Value>,
     files: Vec<SafetensorsFile>,
-    home: BTreeMap<String, usize>, // tensor to file
+    home: BTreeMap<String, Home>,
     stamps: Vec<(PathBuf, FileStamp)>,
+}
+
+/// Where a tensor is.
+struct Home {
+    /// Index of its file.
+    file: usize,
+    /// The stored tensor of which it is a part, with its own dtype and shape and the position of its first byte.
+    part: Option<(String, TensorInfo, usize)>,
 }
 
 const SINGLE: &str = "model.safetensors";
@@ -38,7 +47,8 @@ pub(crate) const COMPANIONS: [&str; 10] = [
 
 impl Checkpoint {
     /// Opens `config.json` and `model.safetensors`, or the shards listed in `model.safetensors.index.json`, and checks
-    /// all headers. No tensor is read.
+    /// all headers. No tensor is read. Fused experts of Mixtral, Qwen2-MoE and Qwen3-MoE (`mlp.experts.gate_up_proj`
+    /// and `down_proj`) are replaced by the tensors of each expert, such as `mlp.experts.0.up_proj.weight`.
     ///
     /// # Errors
     /// Returns an error if a file is missing or damaged, or if the index contradicts its shards or refers to files
@@ -60,7 +70,7 @@ impl Checkpoint {
         if single.exists() {
             let file = SafetensorsFile::open(&single)?;
             let home = file.names().into_iter().map(|n| (n.to_owned(), 0)).collect();
-            return Checkpoint { dir: dir.to_owned(), config, files: vec![file], home, stamps: Vec::new() }.stamped();
+            return Checkpoint::of(dir, config, vec![file], home).stamped();
         }
         if !index.exists() {
             let hint = if dir.join("pytorch_model.bin").exists() {
@@ -72,7 +82,35 @@ impl Checkpoint {
         }
         let weight_map = read_index(&index)?;
         let (files, home) = open_shards(dir, &index, &weight_map)?;
-        Checkpoint { dir: dir.to_owned(), config, files, home, stamps: Vec::new() }.stamped()
+        Checkpoint::of(dir, config, files, home).stamped()
+    }
+
+    /// Replaces fused experts by their parts, unless there are tensors with the names of the parts.
+    fn of(
+        dir: &Path,
+        config: Map<String, Value>,
+        files: Vec<SafetensorsFile>,
+        stored: BTreeMap<String, usize>,
+    ) -> Checkpoint {
+        let layout = fused_checkpoint::layout(&config);
+        let any_fused = stored.keys().any(|name| name.ends_with(".mlp.experts.down_proj"));
+        let mut home = BTreeMap::new();
+        for (name, &file) in &stored {
+            let parts = match (layout, files[file].info(name)) {
+                (Some(layout), Some(info)) if any_fused => fused_checkpoint::parts(layout, name, info),
+                _ => Vec::new(),
+            };
+            if parts.is_empty() || parts.iter().any(|part| part.name != *name && stored.contains_key(&part.name)) {
+                home.insert(name.clone(), Home { file, part: None });
+            } else {
+                home.extend(
+                    parts
+                        .into_iter()
+                        .map(|part| (part.name, Home { file, part: Some((name.clone(), part.info, part.start)) })),
+                );
+            }
+        }
+        Checkpoint { dir: dir.to_owned(), config, files, home, stamps: Vec::new() }
     }
 
     fn stamped(mut self) -> Result<Checkpoint, Error> {
@@ -133,12 +171,11 @@ impl Checkpoint {
     /// # Errors
     /// Returns [`Error::NotFinite`] for the first such element.
     pub fn check_finite(&self, name: &str) -> Result<(), Error> {
-        let file = self.home_of(name)?;
-        let bytes = file.bytes(name)?;
-        match file.info(name).and_then(|i| convert::first_not_finite(i.dtype, bytes)) {
+        let bytes = self.bytes(name)?;
+        match self.info(name).and_then(|i| convert::first_not_finite(i.dtype, bytes)) {
             None => Ok(()),
             Some((index, value)) => {
-                Err(Error::NotFinite { path: file.path().to_owned(), tensor: name.to_owned(), index, value })
+                Err(Error::NotFinite { path: self.path_of(name), tensor: name.to_owned(), index, value })
             }
         }
     }
@@ -160,16 +197,16 @@ impl Checkpoint {
         Ok(COMPANIONS.iter().map(|n| self.dir.join(n)).filter(|p| p.is_file()).collect())
     }
 
-    fn home_of(&self, name: &str) -> Result<&SafetensorsFile, Error> {
-        let i = self
+    fn home_of(&self, name: &str) -> Result<(&SafetensorsFile, &Home), Error> {
+        let home = self
             .home
             .get(name)
             .ok_or_else(|| Error::TensorNotFound { path: self.dir.clone(), tensor: name.to_owned() })?;
-        Ok(&self.files[*i])
+        Ok((&self.files[home.file], home))
     }
 
     fn path_of(&self, name: &str) -> PathBuf {
-        self.home_of(name).map_or(self.dir.clone(), |f| f.path().to_owned())
+        self.home_of(name).map_or(self.dir.clone(), |(file, _)| file.path().to_owned())
     }
 }
 
@@ -179,15 +216,26 @@ impl TensorSource for Checkpoint {
     }
 
     fn info(&self, name: &str) -> Option<&TensorInfo> {
-        self.home.get(name).and_then(|&i| self.files[i].info(name))
+        let (file, home) = self.home_of(name).ok()?;
+        home.part.as_ref().map_or_else(|| file.info(name), |(_, info, _)| Some(info))
     }
 
     fn bytes(&self, name: &str) -> Result<&[u8], Error> {
-        self.home_of(name)?.bytes(name)
+        let (file, home) = self.home_of(name)?;
+        match &home.part {
+            None => file.bytes(name),
+            Some((stored, info, start)) => Ok(&file.bytes(stored)?[*start..*start + info.byte_len()]),
+        }
     }
 
     fn read(&self, name: &str, offset: usize, out: &mut [u8]) -> Result<(), Error> {
-        self.home_of(name)?.read(name, offset, out)
+        let (file, home) = self.home_of(name)?;
+        let Some((stored, info, start)) = &home.part else { return file.read(name, offset, out) };
+        let length = info.byte_len();
+        if offset.checked_add(out.len()).is_none_or(|end| end > length) {
+            return Err(outside(file.path(), name, offset, out.len(), length));
+        }
+        file.read(stored, start + offset, out)
     }
 }
 

@@ -15,6 +15,10 @@
 //! | `gate_up_proj` | the first half of `out` is the gate's projection, the second half the up projection |
 //! | parameters of two dimensions | `E = 1`: ordinary factors, of the module that has the parameter `weight` |
 //!
+//! Adapters written by `fuse_experts.rs` have factors in blocks: the ranks of a parameter's projections follow each
+//! other, and the rest of `lora_B` is zero. The entry [`RANKS`] of the file's metadata has the ranks of the modules, so
+//! that they are read as they were written; without it, all modules of a parameter get its rank, with the same update.
+//!
 //! Models are stored with one module per expert, under names that depend on the family: `mlp.experts.E.gate_proj`,
 //! `up_proj` and `down_proj`, or Mixtral's `block_sparse_moe.experts.E.w1`, `w3` and `w2`. The adapter does not contain
 //! them, see [`Adapter::named_for`](crate::Adapter::named_for).
@@ -24,19 +28,55 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
+use regex::Regex;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::adapter::{LayerKind, PREFIX};
+use crate::adapter_config::{alpha_for, nearly};
 use crate::files::{MAX_CONFIG, read_file};
 use crate::problem::AdapterProblem;
-use crate::{AdapterConfig, Error, SafetensorsFile, TargetModules, TensorInfo, TensorSource};
+use crate::{
+    AdapterConfig, BaseExperts, Error, SafetensorsFile, TargetModules, TensorInfo, TensorSource, module_pattern,
+};
 
-const KEY: &str = "target_parameters";
+pub(crate) const KEY: &str = "target_parameters";
+/// Key of the metadata with the ranks of factors in blocks, [`ExpertRanks`] as JSON.
+pub(crate) const RANKS: &str = "expert_ranks";
 /// The parameters of fused experts, in the order in which the modules declare them.
-const OF_EXPERTS: [&str; 2] = ["gate_up_proj", "down_proj"];
+pub(crate) const OF_EXPERTS: [&str; 2] = ["gate_up_proj", "down_proj"];
 /// The parameter of routers and linear layers.
-const WEIGHT: &str = "weight";
-const INNER: &str = ".base_layer";
+pub(crate) const WEIGHT: &str = "weight";
+pub(crate) const INNER: &str = ".base_layer";
+
+/// For every module of experts in the checkpoint, such as `model.layers.0.mlp.experts`, the ranks by projection.
+pub(crate) type ExpertRanks = BTreeMap<String, BTreeMap<String, Ranks>>;
+
+/// Ranks of one projection of the experts; 0 for a module without factors.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(untagged)]
+pub(crate) enum Ranks {
+    /// The same rank for all experts.
+    All(usize),
+    /// One rank per expert.
+    Each(Vec<usize>),
+}
+
+impl Ranks {
+    fn of(&self, expert: usize) -> usize {
+        match self {
+            Ranks::All(rank) => *rank,
+            Ranks::Each(ranks) => ranks.get(expert).copied().unwrap_or(0),
+        }
+    }
+
+    fn max(&self) -> usize {
+        match self {
+            Ranks::All(rank) => *rank,
+            Ranks::Each(ranks) => ranks.iter().copied().max().unwrap_or(0),
+        }
+    }
+}
 
 /// The names of experts in checkpoints.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,8 +95,27 @@ impl Layout {
         }
     }
 
+    /// The layout of a module of experts in a checkpoint.
+    pub(crate) fn of_module(experts: &str) -> Option<Layout> {
+        let named = |end: &str| experts.strip_suffix(end).is_some_and(|rest| rest.is_empty() || rest.ends_with('.'));
+        match () {
+            () if named("mlp.experts") => Some(Layout::Mlp),
+            () if named("block_sparse_moe.experts") => Some(Layout::Mixtral),
+            () => None,
+        }
+    }
+
+    /// The name in Transformers 5 of a module of a checkpoint.
+    pub(crate) fn fused_module(self, module: &str) -> String {
+        let renamed = ["experts", "gate"].into_iter().find_map(|part| {
+            let layer = module.strip_suffix(part)?.strip_suffix("block_sparse_moe.")?;
+            (self == Layout::Mixtral).then(|| format!("{layer}mlp.{part}"))
+        });
+        renamed.unwrap_or_else(|| module.to_owned())
+    }
+
     /// The name in checkpoints of a module of Transformers 5.
-    fn module(self, module: &str) -> String {
+    pub(crate) fn module(self, module: &str) -> String {
         let renamed = ["experts", "gate"].into_iter().find_map(|part| {
             let layer = module.strip_suffix(part)?.strip_suffix("mlp.")?;
             let whole = layer.is_empty() || layer.ends_with('.');
@@ -66,7 +125,7 @@ impl Layout {
     }
 
     /// The projections of a parameter of experts, in the order of its rows.
-    fn projections(self, parameter: &str) -> &'static [&'static str] {
+    pub(crate) fn projections(self, parameter: &str) -> &'static [&'static str] {
         match (self, parameter == OF_EXPERTS[0]) {
             (Layout::Mlp, true) => &["gate_proj", "up_proj"],
             (Layout::Mlp, false) => &["down_proj"],
@@ -110,6 +169,8 @@ pub(crate) struct Expanded {
     pub(crate) layout: Layout,
     /// A module whose name depends on the layout.
     pub(crate) witness: Option<String>,
+    /// The numbers of experts in the base.
+    pub(crate) experts: BaseExperts,
     tensors: BTreeMap<String, Part>,
 }
 
@@ -133,6 +194,8 @@ enum Place {
         of: usize,
         first: usize,
         step: usize,
+        /// Number of columns of the part.
+        count: usize,
         bytes: OnceLock<Vec<u8>>,
     },
 }
@@ -153,10 +216,10 @@ impl Expanded {
         Ok(match &part.place {
             Place::Whole => all,
             Place::Range(range) => &all[range.clone()],
-            Place::Columns { rows, of, first, step, bytes } => bytes.get_or_init(|| {
+            Place::Columns { rows, of, first, step, count, bytes } => bytes.get_or_init(|| {
                 let size = part.info.dtype.bitsize() / 8;
                 let element = |row: usize, column: usize| &all[(row * of + column) * size..][..size];
-                let columns = || (*first..*of).step_by(*step);
+                let columns = || (*first..*of).step_by(*step).take(*count);
                 rows.clone().flat_map(|row| columns().flat_map(move |column| element(row, column)).copied()).collect()
             }),
         })
@@ -172,6 +235,18 @@ struct Parameter<'a> {
     experts: usize,
     /// Names and headers of its factors in the file.
     factors: [(String, &'a TensorInfo); 2],
+    /// The ranks of its projections, if they are blocks of the parameter's rank.
+    blocks: Option<Vec<Ranks>>,
+}
+
+/// A module of an expanded parameter.
+struct Module {
+    name: String,
+    /// Position of the projection in the parameter.
+    projection: usize,
+    /// The first component of the parameter's rank that belongs to the module, and their number.
+    first: usize,
+    rank: usize,
 }
 
 impl Parameter<'_> {
@@ -184,7 +259,7 @@ impl Parameter<'_> {
     }
 
     /// The modules of an expert that it consists of, in the order of its rows; without fused experts, the only module.
-    fn modules(&self, layout: Layout, expert: usize) -> Vec<String> {
+    fn names(&self, layout: Layout, expert: usize) -> Vec<String> {
         let module = layout.module(self.module);
         if !self.is_of_experts() {
             return vec![module];
@@ -192,8 +267,39 @@ impl Parameter<'_> {
         layout.projections(self.name).iter().map(|projection| format!("{module}.{expert}.{projection}")).collect()
     }
 
-    /// A regular expression for the names of all its modules; with `any_layer`, those of other layers, too.
-    fn pattern(&self, layout: Layout, any_layer: bool) -> String {
+    /// The modules of an expert that have factors.
+    fn modules(&self, layout: Layout, expert: usize) -> Vec<Module> {
+        let mut next = 0;
+        let place = |(projection, name): (usize, String)| {
+            let Some(blocks) = &self.blocks else { return Module { name, projection, first: 0, rank: self.rank } };
+            let first = next;
+            next += blocks[projection].max();
+            Module { name, projection, first, rank: blocks[projection].of(expert) }
+        };
+        let modules = self.names(layout, expert).into_iter().enumerate().map(place);
+        modules.filter(|module| module.rank > 0).collect()
+    }
+
+    /// The modules of all experts that have factors.
+    fn all_modules(&self, layout: Layout) -> impl Iterator<Item = Module> {
+        (0..self.experts).flat_map(move |expert| self.modules(layout, expert))
+    }
+
+    /// Takes over the ranks of the metadata, if they are those of the factors: a tool may have changed the tensors.
+    fn set_blocks(&mut self, layout: Layout, ranks: &ExpertRanks) {
+        let Some(ranks) = ranks.get(&layout.module(self.module)).filter(|_| self.is_of_experts()) else { return };
+        let of = |projection: &&str| ranks.get(*projection).cloned().unwrap_or(Ranks::All(0));
+        let blocks: Vec<Ranks> = layout.projections(self.name).iter().map(of).collect();
+        let counted = |ranks: &Ranks| {
+            matches!(ranks, Ranks::All(_)) || matches!(ranks, Ranks::Each(r) if r.len() == self.experts)
+        };
+        let sum = blocks.iter().map(Ranks::max).try_fold(0usize, usize::checked_add);
+        self.blocks = (blocks.iter().all(counted) && sum == Some(self.rank)).then_some(blocks);
+    }
+
+    /// A regular expression for the names of these projections of all experts; with `any_layer`, those of other layers,
+    /// too.
+    fn pattern(&self, layout: Layout, projections: &[&str], any_layer: bool) -> String {
         let module = layout.module(self.module);
         let digits = |part: &str| any_layer && part.bytes().all(|b| b.is_ascii_digit());
         let parts = module.split('.').map(|part| match digits(part) {
@@ -202,7 +308,7 @@ impl Parameter<'_> {
         });
         let module = parts.collect::<Vec<_>>().join(r"\.");
         match self.is_of_experts() {
-            true => format!(r"^{module}\.[0-9]+\.(?:{})", layout.projections(self.name).join("|")),
+            true => format!(r"^{module}\.[0-9]+\.(?:{})", projections.join("|")),
             false => format!("^{module}"),
         }
     }
@@ -222,10 +328,14 @@ pub(crate) fn expand(
         return Ok(None);
     }
     let entries = entries(config)?;
-    let Some(layout) = layout.or_else(|| Layout::of_base(config)) else {
+    let ranks: ExpertRanks =
+        file.metadata().get(RANKS).and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default();
+    let written = ranks.keys().next().and_then(|experts| Layout::of_module(experts));
+    let Some(layout) = layout.or(written).or_else(|| Layout::of_base(config)) else {
         return Err(refused(&entries[0], "the base stores its experts transposed"));
     };
-    let parameters = parameters(file, config, &entries)?;
+    let mut parameters = parameters(file, config, &entries)?;
+    parameters.iter_mut().for_each(|parameter| parameter.set_blocks(layout, &ranks));
     let fused: BTreeSet<&str> = parameters.iter().flat_map(|p| &p.factors).map(|(name, _)| name.as_str()).collect();
     let mut tensors = BTreeMap::new();
     for name in file.names().into_iter().filter(|name| !fused.contains(name)) {
@@ -239,10 +349,12 @@ pub(crate) fn expand(
             }
         }
     }
-    let witness = parameters.iter().flat_map(|p| p.modules(layout, 0).into_iter().zip(p.modules(layout.other(), 0)));
+    let witness = parameters.iter().flat_map(|p| p.names(layout, 0).into_iter().zip(p.names(layout.other(), 0)));
     let witness = witness.filter(|(own, other)| own != other).map(|(own, _)| own).next();
+    let fused = parameters.iter().filter(|p| p.is_of_experts());
+    let experts = fused.map(|p| (layout.module(p.module), p.experts)).collect();
     let config = expanded_config(config, &entries, &parameters, layout, &tensors);
-    Ok(Some(Expanded { config, layout, witness, tensors }))
+    Ok(Some(Expanded { config, layout, witness, experts, tensors }))
 }
 
 fn refused(parameter: &str, reason: &'static str) -> AdapterProblem {
@@ -342,7 +454,7 @@ fn parameter<'a>(
     if [a, b].iter().any(|info| info.dtype.bitsize() % 8 != 0) {
         return Err(refused(&full, "its factors have elements of less than a byte"));
     }
-    Ok(Parameter { module, name, rank, experts, factors: [(a_name, a), (b_name, b)] })
+    Ok(Parameter { module, name, rank, experts, factors: [(a_name, a), (b_name, b)], blocks: None })
 }
 
 /// Checks that the two projections of every module's experts fit together, as they do in the supported families.
@@ -364,19 +476,26 @@ fn parts(parameter: &Parameter<'_>, layout: Layout) -> Vec<(String, Part)> {
     let [(a_name, a), (b_name, b)] = &parameter.factors;
     let (rank, experts) = (parameter.rank, parameter.experts);
     let (width, out) = (a.shape[1], b.shape[0]);
-    let size = rank * width * a.dtype.bitsize() / 8;
+    let rows = out / parameter.names(layout, 0).len();
+    let row = width * a.dtype.bitsize() / 8;
     let mut parts = Vec::new();
     for expert in 0..experts {
-        let modules = parameter.modules(layout, expert);
-        let rows = out / modules.len();
-        for (i, module) in modules.iter().enumerate() {
-            let [a_new, b_new] = LayerKind::Linear.suffixes().map(|suffix| format!("{PREFIX}{module}{suffix}"));
-            let info = TensorInfo { dtype: a.dtype, shape: vec![rank, width] };
-            let place = Place::Range(expert * size..(expert + 1) * size);
+        for module in parameter.modules(layout, expert) {
+            let name = module.name;
+            let [a_new, b_new] = LayerKind::Linear.suffixes().map(|suffix| format!("{PREFIX}{name}{suffix}"));
+            let info = TensorInfo { dtype: a.dtype, shape: vec![module.rank, width] };
+            let first = expert * rank + module.first;
+            let place = Place::Range(first * row..(first + module.rank) * row);
             parts.push((a_new, Part { info, source: a_name.clone(), place }));
-            let info = TensorInfo { dtype: b.dtype, shape: vec![rows, rank] };
-            let (rows, of) = (i * rows..(i + 1) * rows, rank * experts);
-            let place = Place::Columns { rows, of, first: expert, step: experts, bytes: OnceLock::new() };
+            let info = TensorInfo { dtype: b.dtype, shape: vec![rows, module.rank] };
+            let place = Place::Columns {
+                rows: module.projection * rows..(module.projection + 1) * rows,
+                of: rank * experts,
+                first: module.first * experts + expert,
+                step: experts,
+                count: module.rank,
+                bytes: OnceLock::new(),
+            };
             parts.push((b_new, Part { info, source: b_name.clone(), place }));
         }
     }
@@ -393,13 +512,29 @@ fn expanded_config(
 ) -> AdapterConfig {
     let mut new = config.clone();
     new.other.remove(KEY);
-    new.rank_pattern = patterns(&config.rank_pattern, parameters, layout, |p| p.rank);
-    new.alpha_pattern = patterns(&config.alpha_pattern, parameters, layout, |p| config.alpha(&p.full()));
+    let modules: Vec<String> = tensors.keys().filter_map(|name| module_of(name)).collect();
+    // Keys that were written for parameters in blocks match no module.
+    let rest = |key: &str| {
+        module_pattern(key).is_ok_and(|key| {
+            let of_blocks = parameters.iter().any(|p| p.blocks.is_some() && key.is_match(&p.full()));
+            !of_blocks || modules.iter().any(|module| key.is_match(module))
+        })
+    };
+    new.rank_pattern.retain(|(key, _)| rest(key));
+    new.alpha_pattern.retain(|(key, _)| rest(key));
+    let alpha = |parameter: &Parameter<'_>, rank: usize| match parameter.blocks {
+        None => config.alpha(&parameter.full()),
+        Some(_) => {
+            let alpha = alpha_for(config.scaling(&parameter.full()), rank, config.use_rslora);
+            if nearly(alpha, config.lora_alpha) { config.lora_alpha } else { alpha }
+        }
+    };
+    new.rank_pattern = patterns(new.rank_pattern, config.r, parameters, layout, |_, rank| rank);
+    new.alpha_pattern = patterns(new.alpha_pattern, config.lora_alpha, parameters, layout, alpha);
     let mut targets = BTreeSet::new();
     for (entry, parameter) in entries.iter().flat_map(|entry| parameters.iter().map(move |p| (entry, p))) {
         if matches(entry, &parameter.full()) {
-            let modules = (0..parameter.experts).flat_map(|expert| parameter.modules(layout, expert));
-            targets.extend(modules.map(|module| shortened(&module, parameter, entry)));
+            targets.extend(parameter.all_modules(layout).map(|module| shortened(&module.name, parameter, entry)));
         }
     }
     new.target_modules = Some(TargetModules::List(match &config.target_modules {
@@ -408,16 +543,16 @@ fn expanded_config(
         }
         None => targets.into_iter().collect(),
         // A regular expression cannot be extended by names.
-        Some(TargetModules::Pattern(_)) => {
-            let module = |name: &String| {
-                let [a, b] = [LayerKind::Linear, LayerKind::Embedding].map(|kind| kind.suffixes()[0]);
-                let module = name.strip_suffix(a).or(name.strip_suffix(b))?;
-                Some(module.strip_prefix(PREFIX)?.to_owned())
-            };
-            tensors.keys().filter_map(module).collect()
-        }
+        Some(TargetModules::Pattern(_)) => modules,
     }));
     new
+}
+
+/// The module of which a tensor is the factor A.
+fn module_of(name: &str) -> Option<String> {
+    let [a, b] = [LayerKind::Linear, LayerKind::Embedding].map(|kind| kind.suffixes()[0]);
+    let module = name.strip_suffix(a).or(name.strip_suffix(b))?;
+    Some(module.strip_prefix(PREFIX)?.to_owned())
 }
 
 /// The end of an expanded module's name that corresponds to an entry, so that the entry's modules stay the same.
@@ -435,31 +570,60 @@ fn shortened(module: &str, parameter: &Parameter<'_>, entry: &str) -> String {
     module[start..].to_owned()
 }
 
-/// Returns a pattern's pairs, preceded by pairs for the expanded modules: its keys are written for parameters.
+/// Returns a pattern's pairs, preceded by pairs for the expanded modules if they need any: its keys are written for
+/// parameters. `value` returns the value of a parameter's module with a rank.
 fn patterns<V: Copy + PartialEq>(
-    pairs: &[(String, V)],
+    pairs: Vec<(String, V)>,
+    default: V,
     parameters: &[Parameter<'_>],
     layout: Layout,
-    value: impl Fn(&Parameter<'_>) -> V,
+    value: impl Fn(&Parameter<'_>, usize) -> V,
 ) -> Vec<(String, V)> {
-    if pairs.is_empty() {
-        return Vec::new();
-    }
-    let mut groups: BTreeMap<String, Vec<(&Parameter<'_>, V)>> = BTreeMap::new();
-    for parameter in parameters {
-        let key = parameter.pattern(layout, parameter.is_of_experts());
-        groups.entry(key).or_default().push((parameter, value(parameter)));
+    let keys: Vec<(Regex, V)> = pairs.iter().filter_map(|(key, v)| Some((module_pattern(key).ok()?, *v))).collect();
+    let now = |module: &str| keys.iter().find(|(key, _)| key.is_match(module)).map_or(default, |(_, value)| *value);
+    let right = |p: &Parameter<'_>| p.all_modules(layout).all(|module| now(&module.name) == value(p, module.rank));
+    if parameters.iter().all(right) {
+        return pairs;
     }
     let mut new = Vec::new();
+    // For each key that matches the modules of all layers, the keys and values of single layers.
+    let mut groups: BTreeMap<String, Vec<(String, V)>> = BTreeMap::new();
+    for parameter in parameters {
+        let with_value = |module: Module| (value(parameter, module.rank), module);
+        let modules: Vec<(V, Module)> = parameter.all_modules(layout).map(with_value).collect();
+        let projections = layout.projections(parameter.name);
+        let of = |projection: Option<usize>| {
+            let mut values = modules.iter().filter(|(_, m)| projection.is_none_or(|p| m.projection == p)).map(|m| m.0);
+            let first = values.next();
+            first.filter(|first| values.all(|value| value == *first))
+        };
+        let mut add = |projections: &[&str], value: V| {
+            let key = |any_layer: bool| parameter.pattern(layout, projections, any_layer);
+            groups.entry(key(parameter.is_of_experts())).or_default().push((key(false), value));
+        };
+        if let Some(value) = of(None) {
+            add(projections, value);
+            continue;
+        }
+        for (i, projection) in projections.iter().enumerate() {
+            match of(Some(i)) {
+                Some(value) => add(&[projection], value),
+                None => {
+                    let modules = modules.iter().filter(|(_, module)| module.projection == i);
+                    new.extend(modules.map(|(value, module)| (format!("^{}", regex::escape(&module.name)), *value)));
+                }
+            }
+        }
+    }
     for (key, group) in groups {
         let first = group[0].1;
         if group.iter().all(|(_, value)| *value == first) {
             new.push((key, first));
         } else {
-            new.extend(group.iter().map(|(parameter, value)| (parameter.pattern(layout, false), *value)));
+            new.extend(group);
         }
     }
-    new.extend(pairs.iter().cloned());
+    new.extend(pairs);
     new
 }
 

@@ -58,15 +58,16 @@ impl CheckpointWriter {
     /// Returns [`Error::Plan`] if there are no tensors, a name occurs twice or a tensor is too large, [`Error::Exists`]
     /// if the output exists, and [`Error::Io`] if writing fails.
     pub fn create(out_dir: &Path, tensors: &[TensorSpec], options: WriteOptions) -> Result<CheckpointWriter, Error> {
-        Self::create_named(out_dir, tensors, options, "model")
+        Self::create_named(out_dir, tensors, options, "model", &BTreeMap::new())
     }
 
-    /// Like [`CheckpointWriter::create`], with a file stem other than `model`, for adapters.
+    /// Like [`CheckpointWriter::create`], with a file stem other than `model` and metadata in the headers, for adapters.
     pub(crate) fn create_named(
         out_dir: &Path,
         tensors: &[TensorSpec],
         options: WriteOptions,
         stem: &str,
+        metadata: &BTreeMap<String, String>,
     ) -> Result<CheckpointWriter, Error> {
         let shards = layout(out_dir, tensors, options.max_shard_size)?;
         let out = OutputDir::create(out_dir, options.overwrite)?;
@@ -89,7 +90,7 @@ impl CheckpointWriter {
             };
             let path = writer.out.path().join(&file_name);
             let file = File::create_new(&path).map_err(Error::io(&path))?;
-            let header = header(shard);
+            let header = header(shard, metadata);
             if header.len() as u64 > MAX_HEADER {
                 let problem = PlanProblem::Header { file: file_name, limit: MAX_HEADER };
                 return Err(Error::Plan { path: out_dir.to_owned(), problem: Box::new(problem) });
@@ -262,7 +263,7 @@ pub fn write_safetensors(
     let shard = layout(path, tensors, u64::MAX)?.remove(0);
     let positions: BTreeMap<&str, usize> = tensors.iter().enumerate().map(|(i, t)| (t.name.as_str(), i)).collect();
     let mut file = File::create_new(path).map_err(Error::io(path))?;
-    file.write_all(&header(&shard)).map_err(Error::io(path))?;
+    file.write_all(&header(&shard, &BTreeMap::new())).map_err(Error::io(path))?;
     for spec in shard {
         let content = bytes(positions[spec.name.as_str()]);
         let planned = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");
@@ -310,9 +311,14 @@ fn layout<'t>(out: &Path, tensors: &'t [TensorSpec], max: u64) -> Result<Vec<Vec
 }
 
 /// Returns the header: its length, and its JSON padded with spaces so that the data starts at a multiple of 8.
-fn header(shard: &[&TensorSpec]) -> Vec<u8> {
+fn header(shard: &[&TensorSpec], metadata: &BTreeMap<String, String>) -> Vec<u8> {
     let mut entries = Map::new();
-    entries.insert("__metadata__".to_owned(), json!({"format": "pt"}));
+    let format = [("format", "pt")].into_iter();
+    let metadata: Map<String, Value> = format
+        .chain(metadata.iter().map(|(k, v)| (k.as_str(), v.as_str())))
+        .map(|(k, v)| (k.to_owned(), v.into()))
+        .collect();
+    entries.insert("__metadata__".to_owned(), metadata.into());
     let mut offset = 0;
     for spec in shard {
         let length = byte_len(spec.dtype, &spec.shape).expect("checked by the layout");

@@ -3,7 +3,7 @@
 use std::path::Path;
 
 use cl_adapters::{LoraConfig, save_lora};
-use cl_checkpoint::{Adapter, Checkpoint, HubSnapshot, Manifest, TensorSource};
+use cl_checkpoint::{Adapter, BaseExperts, Checkpoint, HubSnapshot, Manifest, TensorSource};
 use cl_model::Decoder;
 use cl_torch::tch::Kind;
 use cl_train::TrainError;
@@ -53,6 +53,9 @@ impl<'a> Trained<'a> {
         match &self.lora {
             Some(lora) => {
                 save_lora(dir, model.sites(), &model.trained_whole(), lora, &self.base_name, manifest, true)?;
+                if step.is_none() {
+                    warn_of_experts(model, dir);
+                }
             }
             None => {
                 let kind = model.named_parameters()[0].1.kind();
@@ -61,6 +64,19 @@ impl<'a> Trained<'a> {
             }
         }
         Ok(())
+    }
+}
+
+/// Warns if PEFT has no format for an adapter of fused experts, which it would load without the experts' factors.
+fn warn_of_experts(model: &Decoder, dir: &Path) {
+    let of_experts = |name: &str| !BaseExperts::of([name]).is_empty();
+    let mut loras = model.sites().filter(|site| of_experts(site.name)).filter_map(|site| site.lora);
+    if loras.any(|lora| lora.magnitude.is_some() || lora.bias.is_some()) {
+        tracing::warn!(
+            "{}: PEFT cannot apply use_dora and lora_bias to the fused experts of Transformers 5; fold this adapter to use \
+             it there",
+            dir.display()
+        );
     }
 }
 

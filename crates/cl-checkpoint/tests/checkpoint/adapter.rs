@@ -4,8 +4,8 @@ use std::fs;
 use std::path::Path;
 
 use cl_checkpoint::{
-    Adapter, AdapterConfig, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec, write_adapter,
-    write_adapter_with_files,
+    Adapter, AdapterConfig, BaseExperts, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec,
+    write_adapter, write_adapter_with_files,
 };
 use serde_json::{Value, json};
 
@@ -341,7 +341,15 @@ fn more_files_are_written_with_the_adapter() {
     let config = AdapterConfig { r: 2, ..AdapterConfig::default() };
     let write = |name: &str| {
         let files: [(&str, &[u8]); 1] = [(name, b"# An adapter")];
-        write_adapter_with_files(&dir, &config, &tensors, &files, Manifest::new("adapter"), false)
+        write_adapter_with_files(
+            &dir,
+            &config,
+            &tensors,
+            &files,
+            &BaseExperts::default(),
+            Manifest::new("adapter"),
+            false,
+        )
     };
     assert_error("outside", write("../README.md"), &["not the name of a file"]);
     assert!(names(folder.path()).is_empty());

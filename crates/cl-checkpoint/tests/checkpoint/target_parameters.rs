@@ -3,7 +3,8 @@
 use std::path::{Path, PathBuf};
 
 use cl_checkpoint::{
-    Adapter, Manifest, SafetensorsFile, TargetModules, TensorSource, TensorSpec, convert, write_adapter,
+    Adapter, AdapterConfig, Manifest, SafetensorsFile, TargetModules, TensorSource, TensorSpec, convert, write_adapter,
+    write_adapter_with_files,
 };
 
 use super::adapter::{Tensors, adapter};
@@ -51,11 +52,7 @@ fn a_copy_is_an_ordinary_adapter() {
     let folder = tempfile::tempdir().unwrap();
     for name in ["mixtral", "qwen2_moe"] {
         let opened = Adapter::open(&fixture(name)).unwrap();
-        let tensor = |name: &str| {
-            let info = opened.info(name).unwrap();
-            (spec(name, info.dtype, &info.shape), opened.bytes(name).unwrap().to_vec())
-        };
-        let tensors: Vec<(TensorSpec, Vec<u8>)> = opened.names().into_iter().map(tensor).collect();
+        let (_, tensors) = content(&opened);
         let to = folder.path().join(name);
         write_adapter(&to, opened.config(), &tensors, Manifest::new("adapter"), false).unwrap();
         let copy = Adapter::open(&to).unwrap();
@@ -69,6 +66,58 @@ fn a_copy_is_an_ordinary_adapter() {
         assert!(all.iter().all(|module| targeted(&module.name)), "{targets:?}");
         let not = ["model.layers.0.mlp.shared_expert.up_proj", "model.layers.0.mlp.experts.0.down_proj"];
         assert!(!not.iter().any(|name| targeted(name)), "{targets:?}");
+    }
+}
+
+/// The tensors of an adapter, with its configuration.
+fn content(adapter: &Adapter) -> (AdapterConfig, Vec<(TensorSpec, Vec<u8>)>) {
+    let tensor = |name: &str| {
+        let info = adapter.info(name).unwrap();
+        (spec(name, info.dtype, &info.shape), adapter.bytes(name).unwrap().to_vec())
+    };
+    (adapter.config().clone(), adapter.names().into_iter().map(tensor).collect())
+}
+
+/// PEFT's conversion of an adapter that it reads correctly has the same factors as the file of an adapter that it would
+/// misread.
+#[test]
+fn fused_factors_are_those_of_pefts_conversion() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, tensors) = content(&Adapter::open(&fixture("per_expert")).unwrap());
+    let base = (0..2).map(|layer| (format!("model.layers.{layer}.block_sparse_moe.experts"), 3)).collect();
+    for (name, use_rslora) in [("plain", false), ("rslora", true)] {
+        let to = folder.path().join(name);
+        let config = AdapterConfig { use_rslora, ..config.clone() };
+        write_adapter_with_files(&to, &config, &tensors, &[], &base, Manifest::new("adapter"), false).unwrap();
+        let file = SafetensorsFile::open(&to.join("adapter_model.safetensors")).unwrap();
+        let expected = fixture("per_expert").join(if use_rslora { "expected" } else { "adapter_model" });
+        let expected = SafetensorsFile::open(&expected.with_extension("safetensors")).unwrap();
+        assert_eq!(file.names(), expected.names());
+        for name in file.names() {
+            assert_eq!(file.info(name), expected.info(name));
+            assert!(file.bytes(name).unwrap() == expected.bytes(name).unwrap(), "{name}");
+        }
+        let copy = content(&Adapter::open(&to).unwrap());
+        assert!(copy.1 == tensors, "the modules are read as they were");
+        assert_eq!((copy.0.scaling("w1"), copy.0.rank("w1")), (config.scaling("w1"), 2));
+    }
+}
+
+/// PEFT's adapters are the same after they have been read as modules and written for fused experts.
+#[test]
+fn adapters_that_are_fused_again_have_the_same_updates() {
+    let folder = tempfile::tempdir().unwrap();
+    for name in ["mixtral", "qwen2_moe"] {
+        let opened = Adapter::open(&fixture(name)).unwrap();
+        let (config, tensors) = content(&opened);
+        let to = folder.path().join(name);
+        let experts = opened.experts();
+        write_adapter_with_files(&to, &config, &tensors, &[], &experts, Manifest::new("adapter"), false).unwrap();
+        let text = std::fs::read_to_string(to.join("adapter_config.json")).unwrap();
+        assert!(text.contains("target_parameters"), "{text}");
+        let copy = Adapter::open(&to).unwrap();
+        assert_eq!((copy.modules(), copy.experts()), (opened.modules(), experts));
+        assert_updates(&copy, &SafetensorsFile::open(&fixture(name).join("expected.safetensors")).unwrap());
     }
 }
 

@@ -467,6 +467,7 @@ fn about(
         base_model: named,
         task_type: first.filter(|_| same),
         targets: output::targets(set, base),
+        experts: output::experts(set, base),
         as_one: set.as_one,
         dtype: options.dtype.dtype(),
         manifest,

@@ -345,6 +345,7 @@ impl Pair<'_> {
             base_model: Some(inputs[0].0.clone()),
             task_type: Some("CAUSAL_LM".to_owned()),
             targets: output::shortest(&names, Some(self.base)),
+            experts: output::experts_of(self.base),
             as_one: tied_table(self.base).is_some_and(|table| wholes.iter().any(|w| w.tensor() == table)),
             dtype: self.options.dtype.dtype(),
             manifest,

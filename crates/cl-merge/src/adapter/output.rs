@@ -4,8 +4,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use cl_checkpoint::{
-    AdapterConfig, BesideKind, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource, TensorSpec,
-    target_names, write_adapter_with_files,
+    AdapterConfig, BaseExperts, BesideKind, Checkpoint, Dtype, LayerKind, Manifest, TargetModules, TensorSource,
+    TensorSpec, target_names, write_adapter_with_files,
 };
 
 use serde_json::{Value, json};
@@ -98,6 +98,8 @@ pub(super) struct About {
     pub(super) base_model: Option<String>,
     pub(super) task_type: Option<String>,
     pub(super) targets: Vec<String>,
+    /// The experts of the base.
+    pub(super) experts: BaseExperts,
     /// Whether a stored embedding also serves as the head (tied embeddings).
     pub(super) as_one: bool,
     pub(super) dtype: Dtype,
@@ -138,7 +140,7 @@ pub(super) fn write(
         }
     }
     let files = [("README.md", about.card.as_bytes())];
-    Ok(write_adapter_with_files(out, &config, &tensors, &files, about.manifest, overwrite)?)
+    Ok(write_adapter_with_files(out, &config, &tensors, &files, &about.experts, about.manifest, overwrite)?)
 }
 
 /// Returns zero biases for the modules without a bias: with `lora_bias`, PEFT gives every module one.
@@ -253,4 +255,20 @@ pub(super) fn shortest(names: &[&str], base: Option<&Checkpoint>) -> Vec<String>
     let Some(base) = base else { return target_names(names, names) };
     let modules = base.names().into_iter().filter_map(|n| n.strip_suffix(".weight"));
     target_names(names, &modules.filter(|n| !names.contains(n)).collect::<Vec<_>>())
+}
+
+/// Returns the experts of the base, or those that the adapters contain: without the base, every module of experts is
+/// assumed to have factors for its last expert.
+pub(super) fn experts(set: &Set<'_>, base: Option<&Checkpoint>) -> BaseExperts {
+    if let Some(base) = base {
+        return experts_of(base);
+    }
+    let mut experts = BaseExperts::of(set.modules.iter().map(|m| m.name.as_str()));
+    set.members.iter().for_each(|member| experts.extend(&member.adapter.experts()));
+    experts
+}
+
+/// Returns the experts of a model.
+pub(super) fn experts_of(base: &Checkpoint) -> BaseExperts {
+    BaseExperts::of(base.names().into_iter().filter_map(|name| name.strip_suffix(".weight")))
 }
