@@ -293,6 +293,9 @@ fn another_file_in_the_place_of_the_predictions_is_left_alone() {
         assert!(matches!(rescore(&task, &file), Err(Error::NotPredictions { .. })));
         assert_eq!((std::fs::read_to_string(&file).unwrap().as_str(), model.asked), (text, 0));
     }
+    // A blank line, such as editors and shells add at the end, is none of these.
+    std::fs::write(&file, format!("{good}\n")).unwrap();
+    rescore(&task, &file).unwrap();
 }
 
 #[test]

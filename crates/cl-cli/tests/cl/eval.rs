@@ -112,7 +112,7 @@ fn what_cannot_be_asked_is_told() {
         ("wrong.jsonl", "data/wrong.jsonl: line 1: gold = 2, but choices are counted from 0 and there are 2"),
         ("one.jsonl", "data/one.jsonl: line 1: `choices` has length 1; at least 2 are required"),
         ("folder", "data/folder/test.json: is a directory"),
-        ("FOMC", "task `FOMC`: not found in data"),
+        ("FOMC", "task `FOMC`: no directory `FOMC` in data, in its subdirectory `trace`"),
         ("gsm8k", "task `gsm8k`: data/gsm8k/test.jsonl is missing"),
         ("first,first", "task `first`: listed twice"),
         ("first,../data/first", "the same as that of `first`"),

@@ -58,7 +58,8 @@ impl Saved {
             let line = line?;
             match serde_json::from_slice(&line.bytes) {
                 Ok(prediction) => saved.push(prediction),
-                Err(_) if line.bytes.trim_ascii().is_empty() => {}
+                // A file of nothing else is not one of predictions.
+                Err(_) if line.bytes.trim_ascii().is_empty() && !saved.lines.is_empty() => {}
                 Err(_) if is_cut_off(&line.bytes) => break,
                 Err(source) => {
                     return Err(Error::NotPredictions { path: path.to_owned(), line: line.number, source });

@@ -109,7 +109,7 @@ fn parameters_out_of_range_or_out_of_place() {
         ("density = []", ["`density` is an empty list", "ties"]),
         ("density = [{ filter = \"mlp\", value = 2.0 }]", ["`density` is 2", "0 to 1"]),
         ("gamma = 0.1", ["ties has no parameter `gamma`", "density"]),
-        ("density = [0.2, 0.5]", ["whole model is trimmed", "trim = \"tensor\""]),
+        ("density = [0.2, 0.5]", ["trimming over the whole model", "trim = \"tensor\""]),
     ] {
         assert_problem(&problems(&ties(&base, &models, parameters)), &parts);
     }
