@@ -48,14 +48,14 @@ pub fn run(
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
-    let interrupt =
-        match command.stops_on_request().then(Interrupt::on_signals).transpose().map(Option::unwrap_or_default) {
-            Ok(interrupt) => interrupt,
-            Err(error) => {
-                tracing::error!("cannot set signal handlers: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
+    let interrupt = if command.stops_on_request() { Interrupt::on_signals() } else { Ok(Interrupt::default()) };
+    let interrupt = match interrupt {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            tracing::error!("cannot set signal handlers: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     let mut out = Stdout::lock();
     let result = light::run(command, &interrupt, &mut out).and_then(|rest| match rest {
         Some(command) => with_model(command, Context { threads, log, interrupt: &interrupt, out: &mut out }),

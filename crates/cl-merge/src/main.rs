@@ -26,14 +26,14 @@ fn main() -> ExitCode {
     if command.decomposes() {
         cl_merge::cli::give_memory_back();
     }
-    let interrupt =
-        match command.stops_on_request().then(Interrupt::on_signals).transpose().map(Option::unwrap_or_default) {
-            Ok(interrupt) => interrupt,
-            Err(error) => {
-                tracing::error!("signal handlers cannot be set: {error}");
-                return ExitCode::FAILURE;
-            }
-        };
+    let interrupt = if command.stops_on_request() { Interrupt::on_signals() } else { Ok(Interrupt::default()) };
+    let interrupt = match interrupt {
+        Ok(interrupt) => interrupt,
+        Err(error) => {
+            tracing::error!("signal handlers cannot be set: {error}");
+            return ExitCode::FAILURE;
+        }
+    };
     match cl_merge::cli::run(&command, &interrupt, &mut std::io::stdout().lock()) {
         Ok(()) => ExitCode::SUCCESS,
         // The reader has closed the pipe, for example `head`.

@@ -85,6 +85,8 @@ struct Splits {
     eval: String,
     /// `None`: few-shot examples are drawn from the documents.
     fewshot: Option<String>,
+    /// Whether the file names the split of the few-shot examples; the split then takes precedence over `samples`.
+    fewshot_named: bool,
     /// Whether a document is never its own few-shot example.
     exclude_document: bool,
 }
@@ -104,7 +106,10 @@ impl Keys<'_> {
             Some(_) => return Err(self.expected("fewshot_config", "a table")),
         };
         let splits = self.splits(&config)?;
-        let (sampler, samples) = self.shots(config)?;
+        let (sampler, mut samples) = self.shots(config)?;
+        if splits.fewshot_named {
+            samples.clear();
+        }
         let (files, hub) = self.files(&name, &splits, !samples.is_empty())?;
         let version = self.version();
         let description = self.text("description")?.unwrap_or_default();
@@ -183,9 +188,9 @@ impl Keys<'_> {
         let Some(eval) = test.clone().or_else(|| validation.clone()) else {
             return Err(self.expected("test_split", "the split of the documents"));
         };
-        let exclude_document = given == test;
+        let (fewshot_named, exclude_document) = (given.is_some(), given == test);
         let fewshot = given.or(training).or(validation).filter(|split| *split != eval);
-        Ok(Splits { eval, fewshot, exclude_document })
+        Ok(Splits { eval, fewshot, fewshot_named, exclude_document })
     }
 
     fn shots(&self, mut config: Map<String, Value>) -> Result<(Sampler, Vec<Row>), Error> {
