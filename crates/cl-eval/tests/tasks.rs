@@ -726,6 +726,7 @@ fn task_files_of_lm_eval_are_read_or_refused() {
         ("test_split", "process_docs: !function utils.p\ntest_split", ["`process_docs`", "Python code"]),
         ("test_split", "gen_prefix: x\ntest_split", ["`gen_prefix`", "is not supported"]),
         ("test_split: test", "", ["`test_split`", "the split of the documents"]),
+        ("{test: capitals.jsonl}", "{test: [capitals.jsonl, b.jsonl]}", ["`dataset_kwargs.data_files`", "one file"]),
         ("{test: capitals", "{train: capitals", ["`dataset_kwargs.data_files`", "one file for each split"]),
         ("capitals.jsonl", "gone.jsonl", ["gone.jsonl", "is missing"]),
         ("task: capitals", "include: gone.yaml\ntask: capitals", ["gone.yaml", "not found"]),

@@ -9,7 +9,7 @@ use cl_torch::pick_device;
 use cl_torch::tch::Device;
 use cl_train::{Plan, TrainConfig, TrainError};
 
-use crate::check_model::{check_model, targeted};
+use crate::check_model::{check_base_of_initial_adapter, check_model, targeted};
 use crate::check_routers::check_routers;
 use crate::columns::load_each_task;
 use crate::findings::{note, note_all};
@@ -42,7 +42,11 @@ pub fn check_sequence(config: &SequenceConfig) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_sequence(config, &mut findings);
     let test = checked.rounds.iter().flat_map(load_round_test);
-    inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
+    let supervision = inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
+    for round in 0..supervision.len() {
+        let first = if config.replay.is_some() { 0 } else { round };
+        check_supervision(&supervision[first..=round], &mut findings);
+    }
     findings
 }
 
@@ -55,7 +59,9 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
         .train
         .iter()
         .filter_map(|path| load_split_as(path, Split::Test, config.data.format, &config.data.columns).ok());
-    inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
+    let supervision = inspect_data(&config.model, &config.train, &checked.datasets, test, &mut findings);
+    check_supervision(&supervision, &mut findings);
+    check_base_of_initial_adapter(&config.model, &config.train, &mut findings);
     findings
 }
 
@@ -63,7 +69,9 @@ pub fn check_train(config: &TrainRun) -> Vec<Finding> {
 pub fn check_router(config: &RouterRun) -> Vec<Finding> {
     let mut findings = Vec::new();
     let checked = examine_router(config, &mut findings);
-    inspect_data(&config.model, &config.round().train, &checked.datasets, std::iter::empty(), &mut findings);
+    let none = std::iter::empty();
+    let supervision = inspect_data(&config.model, &config.round().train, &checked.datasets, none, &mut findings);
+    check_supervision(&supervision, &mut findings);
     findings
 }
 
@@ -253,6 +261,21 @@ fn first_is_tokenized(encoding: Encoding<'_>, data: &Dataset) -> Result<(), LabE
     inspect(first, None).count_lengths(encoding, first).map_err(LabError::data(&data.path))
 }
 
+/// Numbers of examples of a round's data sets.
+struct Supervision {
+    examples: usize,
+    /// Those without a token that the loss covers.
+    unsupervised: usize,
+}
+
+/// Checks that there is something to train on in the data of a training, replayed or its own.
+fn check_supervision(data: &[Supervision], findings: &mut Vec<Finding>) {
+    let examples = data.iter().map(|of| of.examples).sum();
+    if examples > 0 && data.iter().map(|of| of.unsupervised).sum::<usize>() == examples {
+        findings.push(Finding::Problem(TrainError::NoData { examples }.into()));
+    }
+}
+
 /// Warns about rows that are probably mistakes.
 fn inspect_data(
     model: &Path,
@@ -260,21 +283,17 @@ fn inspect_data(
     datasets: &[Vec<Dataset>],
     test: impl Iterator<Item = Dataset>,
     findings: &mut Vec<Finding>,
-) {
+) -> Vec<Supervision> {
     let mut prompts = Prompts::default();
     test.for_each(|data| prompts.extend(&data.examples));
     let tokenizer = Tokenizer::from_dir(model).ok().filter(|t| t.require_eos().is_ok());
     let chat = ChatTemplate::from_dir(model).ok().flatten();
-    for sets in datasets {
-        let unsupervised: usize = sets
-            .iter()
-            .map(|data| inspect_set(data, train, tokenizer.as_ref(), chat.as_ref(), &prompts, findings))
-            .sum();
-        let examples: usize = sets.iter().map(|data| data.examples.len()).sum();
-        if examples > 0 && unsupervised == examples {
-            findings.push(Finding::Problem(TrainError::NoData { examples }.into()));
-        }
-    }
+    let mut inspect = |data: &Dataset| inspect_set(data, train, tokenizer.as_ref(), chat.as_ref(), &prompts, findings);
+    let supervision = |sets: &Vec<Dataset>| Supervision {
+        examples: sets.iter().map(|data| data.examples.len()).sum(),
+        unsupervised: sets.iter().map(&mut inspect).sum(),
+    };
+    datasets.iter().map(supervision).collect()
 }
 
 /// Warns about rows of a data set, and returns the number of those without a token that the loss covers.
@@ -338,6 +357,26 @@ fn check_plan(
                 "warning: {what}: warmup_steps = {}, but there are {} steps: the learning rate does not reach {}",
                 train.warmup_steps, steps.total_steps, train.learning_rate
             )));
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn data_without_a_supervised_token_is_a_problem_unless_other_data_has_some() {
+        let problems = |data: &[(usize, usize)]| {
+            let of = |&(examples, unsupervised): &(usize, usize)| Supervision { examples, unsupervised };
+            let mut findings = Vec::new();
+            check_supervision(&data.iter().map(of).collect::<Vec<_>>(), &mut findings);
+            findings.len()
+        };
+        for (data, expected) in
+            [(&[(4, 4)][..], 1), (&[(4, 3)], 0), (&[(4, 4), (2, 0)], 0), (&[(4, 4), (2, 2)], 1), (&[], 0)]
+        {
+            assert_eq!(problems(data), expected, "{data:?}");
         }
     }
 }

@@ -35,6 +35,15 @@ fn as_written(setting: &impl Serialize) -> String {
     toml::Value::try_from(setting).map_or_else(|_| String::new(), |value| value.to_string().replace('"', ""))
 }
 
+/// Warns if the adapter that a run continues was trained on another base. Training does so itself, since it hashes the
+/// model anyway.
+pub(crate) fn check_base_of_initial_adapter(model: &Path, train: &TrainConfig, findings: &mut Vec<Finding>) {
+    let adapter = train.initial_adapter.as_ref().and_then(|dir| Adapter::open(dir).ok());
+    let Some(adapter) = adapter.filter(|adapter| adapter.base_hash().is_some()) else { return };
+    let warning = model_hash(model).ok().and_then(|hash| other_base(&adapter, model, &hash));
+    findings.extend(warning.map(|warning| Finding::Fact(format!("warning: {warning}"))));
+}
+
 /// Checks the adapter that a run trains or continues, and those of earlier rounds that it stays orthogonal to.
 fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Finding>) {
     let stack = is_stack(train);
@@ -43,9 +52,6 @@ fn check_adapters(base: &Checkpoint, train: &TrainConfig, findings: &mut Vec<Fin
         if let Some(adapter) = note(open_adapter(dir, base), findings) {
             note(check_fits(base, &adapter), findings);
             note(check_continued(&adapter, train), findings);
-            let other = adapter.base_hash().map(|_| model_hash(base.dir())).and_then(Result::ok);
-            let warning = other.and_then(|hash| other_base(&adapter, base.dir(), &hash));
-            findings.extend(warning.map(|warning| Finding::Fact(format!("warning: {warning}"))));
             if stack && adapter.config().use_dora {
                 // With o-lora's shape `stack`, the adapter must be one that can be added to the base together with the
                 // others.

@@ -246,7 +246,10 @@ fn check_rows(
     });
     let equal = equal.iter().map(|(pair, of)| {
         let of = of_layers(of);
-        format!("{place}: the rows of {pair} are equal in {of}, so the router cannot tell these experts apart there; give them other prompts")
+        format!(
+            "{place}: the rows of {pair} are equal in {of}, so the router cannot tell these experts apart there; give them \
+             other prompts"
+        )
     });
     Ok(zero.chain(equal).collect())
 }

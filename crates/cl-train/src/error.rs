@@ -75,7 +75,8 @@ pub enum TrainError {
     },
     /// The run is to be finished with the weights of its last checkpoint, but has none.
     #[error(
-        "{path}: no checkpoint of a run is there, so there is nothing to finish; with --resume instead of --finish, the run starts or continues"
+        "{path}: no checkpoint of a run is there, so there is nothing to finish; with --resume instead of --finish, the run \
+         starts or continues"
     )]
     NoCheckpoint {
         /// Output directory of the run.

@@ -37,8 +37,7 @@ pub struct Args {
     /// arc_challenge, arc_easy, boolq, commonsense_qa, copa, hellaswag, lambada_openai, logiqa, mathqa, openbookqa,
     /// piqa, rte, sciq, social_iqa, truthfulqa_mc1, truthfulqa_mc2, winogrande, dbpedia, amazon, yahoo, agnews; a
     /// directory in DATA with a test file of {"prompt", "answer"}; a .toml task description; a .yaml task file of
-    /// lm-evaluation-harness; or a .jsonl file of
-    /// multiple-choice questions.
+    /// lm-evaluation-harness; or a .jsonl file of multiple-choice questions.
     #[arg(long, value_delimiter = ',', required = true)]
     pub tasks: Vec<String>,
     /// Directory of the tasks' data; those of TRACE can be in its subdirectory `trace`, those of lm-eval in `lm-eval`.
@@ -112,6 +111,7 @@ pub struct Args {
     /// Do not use the response cache.
     #[arg(long, conflicts_with = "cache")]
     pub no_cache: bool,
+    // Not `ComputeArgs`, for the same reason as `hub`.
     /// Dtype of the computation.
     #[arg(long, value_parser = super::values::precision(), default_value = "f32")]
     pub precision: Precision,

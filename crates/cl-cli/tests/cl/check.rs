@@ -30,6 +30,28 @@ fn a_good_configuration_lists_what_it_would_do() {
 }
 
 #[test]
+fn warnings_of_replay_without_rows_and_of_adapters_of_another_base() {
+    let world = World::new();
+    let facts = world.ok(["check", "lora.toml", "--set", "replay.fraction=0.02"]);
+    assert!(facts.contains("warning: round 2 (mood): no row of first is replayed"), "{facts}");
+
+    world.ok(["train", "train.toml", "--out", "r"]);
+    world.model("other", 2);
+    let told = |model: &str| {
+        let model = format!("model={model}");
+        world.ok(["check", "train.toml", "--set", "train.initial_adapter=r/adapter", "--set", &model])
+    };
+    let warning = "r/adapter: was trained on model, not on other";
+    assert!(told("other").contains(&format!("warning: {warning}")), "{}", told("other"));
+    assert!(!told("model").contains("was trained on"), "{}", told("model"));
+    let generate =
+        |model| world.run(["generate", model, "--adapter", "r/adapter", "--prompt", "a", "--max-new-tokens", "1"]);
+    assert!(generate("other").stderr.contains(warning) && !generate("model").stderr.contains("was trained on"));
+    let refused = world.fails(["eval", "model", "--tasks", "first", "--data", "data", "--out", "model/scores"]);
+    assert!(refused.contains("lies inside the model") && !world.exists("model/scores"), "{refused}");
+}
+
+#[test]
 fn all_mistakes_of_a_configuration_are_told_at_once() {
     let world = World::new();
     let set = [

@@ -228,9 +228,13 @@ impl Keys<'_> {
                     // Without splits, all files are the split `train`.
                     other => other.filter(|_| split == "train"),
                 };
-                let file = file.map(|file| file.get(0).unwrap_or(file)).and_then(Value::as_str);
+                let single = |file: &Value| match file {
+                    Value::String(file) => Some(found(file)),
+                    Value::Array(files) if files.len() == 1 => files[0].as_str().map(found),
+                    _ => None,
+                };
                 let expected = "the path of one file for each split, such as {test: test.jsonl}";
-                file.map(found).ok_or_else(|| self.expected("dataset_kwargs.data_files", expected))
+                file.and_then(single).ok_or_else(|| self.expected("dataset_kwargs.data_files", expected))
             };
             let fewshot = fewshot.map(|split| of(split)).transpose()?.into_iter().collect();
             return Ok((Files { eval: vec![of(&splits.eval)?], fewshot, ..Files::default() }, None));
