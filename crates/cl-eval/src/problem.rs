@@ -47,6 +47,18 @@ pub enum KeyProblem {
     /// A multiple-choice task does not define which choices are right, or defines it twice.
     #[error("requires either `gold` or `labels`")]
     Right,
+    /// A generation task does not define its right answers, or defines them twice.
+    #[error("requires either `target` or `targets`")]
+    Target,
+    /// Right answers are compared by `exact_match` alone.
+    #[error("must be exact_match if [generation] has `targets` or `exact_match`")]
+    NotExactMatch,
+    /// Two pipelines of filters have the same name.
+    #[error("contains the name {name:?} twice")]
+    Twice {
+        /// The name.
+        name: String,
+    },
     /// A stop sequence is empty.
     #[error("must not contain an empty string, which would end every answer immediately")]
     EmptyStop,
@@ -102,6 +114,12 @@ pub enum TemplateProblem {
         /// Number of choices.
         choices: usize,
     },
+    /// It is neither a text nor a list of texts.
+    #[error("{}", shortened(&format!("is {value:?}, expected a text or a list of at least one text")))]
+    NotAnswers {
+        /// Its value.
+        value: Value,
+    },
     /// It is not a list with a label of every choice.
     #[error("{}", shortened(&format!("is {value:?}, expected {choices} labels of 0 or 1, at least one of them 1")))]
     NotLabels {
@@ -127,8 +145,8 @@ pub enum HarnessProblem {
     Group,
     /// The kind of task is not supported.
     #[error(
-        "{output_type} is not supported, only multiple_choice and loglikelihood; for generated answers, write a task \
-         description with [generation]; for perplexities, use `cl eval perplexity`"
+        "{output_type} is not supported, only multiple_choice, loglikelihood and generate_until; for perplexities, use \
+         `cl eval perplexity`"
     )]
     OutputType {
         /// The kind.
@@ -143,6 +161,12 @@ pub enum HarnessProblem {
     /// The key is not supported.
     #[error("is not supported; write a task description in TOML instead")]
     Unsupported,
+    /// The value cannot be read.
+    #[error("{message}")]
+    Value {
+        /// What is wrong with it.
+        message: String,
+    },
     /// The value is not supported.
     #[error("expected {expected}")]
     Expected {

@@ -3,7 +3,7 @@
 
 use std::io::Write;
 
-use cl_eval::metrics::{edit, exact, first_char, gsm8k, rouge, sari};
+use cl_eval::metrics::{ExactMatch, FilterPipeline, edit, exact, first_char, gsm8k, rouge, sari};
 use cl_eval::{Gold, Metric, Response, Target};
 use serde_json::Value;
 
@@ -207,4 +207,33 @@ fn huge_texts() {
     let backwards: String = numbers.split(' ').rev().map(|w| format!("{w} ")).collect();
     let score = rouge::rouge_l(&backwards, &numbers);
     assert!(score.f > 0.0 && score.f < 0.2, "{score:?}");
+}
+
+/// Filters and options of lm-eval's `exact_match`, see `fixtures/make_exact_match.py`.
+#[test]
+fn filters_and_exact_match_are_lm_eval_s() {
+    let fixture = fixture(include_str!("fixtures/exact_match.json"));
+    let answers = texts(&fixture["answers"]);
+    let mut compared = 0;
+    for case in fixture["filters"].as_array().unwrap() {
+        let pipeline = serde_json::json!({ "name": "f", "filter": case["filter"] });
+        let pipeline: FilterPipeline = serde_json::from_value(pipeline).unwrap();
+        for (answer, expected) in answers.iter().zip(case["answers"].as_array().unwrap()) {
+            // lm-eval stops at an index beyond the last match.
+            if let Some(expected) = expected.as_str() {
+                assert_eq!(pipeline.apply(answer), expected, "{} {answer:?}", case["filter"]);
+                compared += 1;
+            }
+        }
+    }
+    for case in fixture["options"].as_array().unwrap() {
+        let options: ExactMatch = serde_json::from_value(case["options"].clone()).unwrap();
+        for pair in case["pairs"].as_array().unwrap() {
+            let right: Vec<String> = texts(&pair[1]).into_iter().map(str::to_owned).collect();
+            let scores = options.scores(pair[0].as_str().unwrap(), &right);
+            assert_eq!(scores["exact_match"], pair[2].as_f64().unwrap(), "{} {pair}", case["options"]);
+            compared += 1;
+        }
+    }
+    assert!(compared > 1000, "{compared}");
 }

@@ -721,7 +721,7 @@ fn task_files_of_lm_eval_are_read_or_refused() {
         ("doc_to_choice: cities", "doc_to_choice: \"a, {{ b }}\"", ["`doc_to_choice`", "one expression"]),
         ("doc_to_choice: cities", "doc_to_choice: [1, 2]", ["`doc_to_choice`", "a list of texts"]),
         ("task: capitals", "task: [a, b]", ["`task`", "a single task"]),
-        ("multiple_choice", "generate_until", ["`output_type`", "[generation]"]),
+        ("multiple_choice", "loglikelihood_rolling", ["`output_type`", "cl eval perplexity"]),
         ("metric: acc}", "metric: mcc}", ["`metric_list`", "acc or acc_norm"]),
         ("test_split", "process_docs: !function utils.p\ntest_split", ["`process_docs`", "Python code"]),
         ("test_split", "gen_prefix: x\ntest_split", ["`gen_prefix`", "is not supported"]),
@@ -736,6 +736,152 @@ fn task_files_of_lm_eval_are_read_or_refused() {
         write(data.join("capitals.yaml"), &TASK.replacen(from, to, 1));
         let error = load_task("capitals.yaml", data, options).err().unwrap_or_else(|| panic!("{to}")).to_string();
         assert!(parts.iter().all(|p| error.contains(p)), "{to}: {error}");
+    }
+}
+
+/// A task of generated answers with several right ones, filters and options of the comparison: loaded, answered, saved,
+/// scored again, compared, and written as lm-eval's results. The comparison itself is tested in `metrics.rs`.
+#[test]
+fn answers_are_filtered_and_compared_with_several_right_ones() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    const TASK: &str = r#"
+name = "sums"
+metric = "exact_match"
+files.eval = ["sums"]
+
+[generation]
+prompt = "{{ q }} ="
+targets = "a"
+stop = ["\n"]
+
+[generation.exact_match]
+regexes_to_ignore = [","]
+
+[[generation.exact_match.filter_list]]
+name = "last-number"
+filter = [{ function = "regex", regex_pattern = "[0-9,]+", group_select = -1 }, { function = "take_first" }]
+
+[[generation.exact_match.filter_list]]
+name = "none"
+filter = [{ function = "remove_whitespace" }]
+"#;
+    write(data.join("sums.toml"), TASK);
+    write(data.join("sums.jsonl"), "{\"q\": \"1+1\", \"a\": [\"two\", 2]}\n{\"q\": \"999+1\", \"a\": \"1000\"}\n");
+    let shot = TaskOptions { num_fewshot: Some(1), ..TaskOptions::default() };
+    assert_eq!(prompt(load_task("sums.toml", data, shot).unwrap().as_ref(), 1).prompt, "1+1 = two\n\n999+1 =");
+
+    let task = load_task("sums.toml", data, TaskOptions::default()).unwrap();
+    let predictions = data.join("sums.predictions.jsonl");
+    let answer = |prompt: &str| if prompt.starts_with('1') { " two " } else { "It is 1,000." }.to_owned();
+    let scores = run(task.as_ref(), answer, &predictions);
+    assert_eq!((scores.main_metric.as_str(), scores.main()), ("exact_match,last-number", 0.5));
+    assert_eq!(scores.metrics["exact_match"], 0.5);
+    assert_eq!(rescore(task.as_ref(), &predictions).unwrap(), scores);
+    let (from_file, lines) = cl_eval::score_file(&predictions).unwrap().remove(0);
+    assert_eq!(from_file, scores);
+    let target = &lines[0].target;
+    assert_eq!(target, &serde_json::from_str(&serde_json::to_string(target).unwrap()).unwrap());
+    assert_eq!((Metric::RougeL.lacks(target), Metric::Sari.lacks(target).is_some()), (None, true));
+    assert!(Metric::RougeL.scores(target, &lines[0].response)["rouge_l"] > 0.99);
+    let result = TaskResult { scores: &scores, settings: task.settings(), original: None };
+    let json = results(&[result], &[], &RunSettings::default());
+    let of = &json["results"]["sums"];
+    assert_eq!((&of["exact_match,last-number"], &of["exact_match,none"]), (&0.5.into(), &0.5.into()));
+    assert_eq!(json["configs"]["sums"]["metric_list"].as_array().unwrap().len(), 1);
+    assert_eq!(json["configs"]["sums"]["exact_match"]["regexes_to_ignore"][0], ",");
+    let other = data.join("other.jsonl");
+    run(task.as_ref(), |_| "2 or 1000".to_owned(), &other);
+    let comparison = compare(&predictions, &other, Resampling::default()).unwrap();
+    assert_eq!(comparison.tasks[0].main_metric, "exact_match,last-number");
+    assert_eq!(comparison.overall.difference.value, 0.0);
+
+    // Another metric compares the first right answer.
+    let sari = TaskOptions { metric: Some(Metric::Sari), ..TaskOptions::default() };
+    let source = Some("1+1 =".to_owned());
+    let expected = Target::Reference { reference: "two".to_owned(), source };
+    assert_eq!(load_task("sums.toml", data, sari).unwrap().target(0), expected);
+
+    for (from, to, parts) in [
+        ("targets = \"a\"", "", ["`generation`", "either `target` or `targets`"]),
+        ("metric = \"exact_match\"", "metric = \"sari\"", ["`metric`", "must be exact_match"]),
+        ("\"none\"", "\"last-number\"", ["`generation.exact_match.filter_list`", "\"last-number\" twice"]),
+        ("[0-9,]+", "[0-9,+", ["line 16", "invalid regular expression"]),
+        ("remove_whitespace", "majority_vote", ["majority_vote", "take_first"]),
+        ("regexes_to_ignore", "regexes", ["regexes_to_ignore", "ignore_case"]),
+        ("\"a\"", "\"[]\"", ["generation.targets", "at least one text"]),
+        ("\"a\"", "\"none\"", ["generation.targets", "a text or a list"]),
+    ] {
+        write(data.join("sums.toml"), &TASK.replacen(from, to, 1));
+        let error = load_task("sums.toml", data, TaskOptions::default()).err().unwrap_or_else(|| panic!("{to}"));
+        assert!(parts.iter().all(|p| error.to_string().contains(p)), "{to}: {error}");
+    }
+}
+
+/// What is not supported in lm-eval's tasks of generated answers is an error that names the key.
+#[test]
+fn generation_tasks_of_lm_eval_are_read_or_refused() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    write(data.join("sums.jsonl"), "{\"q\": \"1+1\", \"a\": 2}\n");
+    const TASK: &str = "task: sums\ndataset_path: json\ndataset_kwargs: {data_files: {test: sums.jsonl}}\ntest_split: test\n\
+                        doc_to_text: q\ndoc_to_target: a\ngeneration_kwargs: {max_gen_toks: 7, until: x}\n\
+                        metric_list: [{metric: exact_match, ignore_case: true}, {metric: !function utils.f1}]\n\
+                        filter_list: [{name: low, filter: [{function: lowercase}, {function: take_first}]}]\n";
+    write(data.join("sums.yaml"), TASK);
+    let task = load_task("sums.yaml", data, TaskOptions::default()).unwrap();
+    let request = prompt(task.as_ref(), 0);
+    assert_eq!((request.max_new_tokens, request.stop.as_slice()), (7, ["x".to_owned()].as_slice()));
+    let Target::Answers { answers, exact_match } = task.target(0) else { panic!() };
+    assert_eq!(
+        (answers, exact_match.ignore_case, exact_match.main().as_str()),
+        (vec!["2".to_owned()], true, "exact_match,low")
+    );
+    assert!(task.settings()["source"].as_str().unwrap().ends_with("without its metrics utils.f1"));
+    write(data.join("sums.yaml"), "include: all.yaml\ngeneration_kwargs: null\nfewshot_delimiter: '|'\n");
+    write(data.join("all.yaml"), TASK);
+    let request = prompt(load_task("sums.yaml", data, TaskOptions::default()).unwrap().as_ref(), 0);
+    assert_eq!((request.max_new_tokens, request.stop.as_slice()), (256, ["|".to_owned()].as_slice()));
+
+    for (from, to, parts) in [
+        ("lowercase", "majority_vote", ["`filter_list`", "majority_vote"]),
+        ("lowercase", "!function utils.Mine", ["`filter_list`", "!function utils.Mine"]),
+        ("lowercase", "regex, regex_pattern: '('", ["`filter_list`", "invalid regular expression"]),
+        ("ignore_case", "ignore_cas", ["`metric_list`", "ignore_case"]),
+        ("metric: exact_match", "metric: bleu", ["`metric_list`", "expected exact_match"]),
+        ("max_gen_toks: 7", "do_sample: true", ["`generation_kwargs.do_sample`", "greedily"]),
+        ("max_gen_toks: 7", "temperature: 0.7", ["`generation_kwargs.do_sample`", "greedily"]),
+        ("max_gen_toks: 7", "num_beams: 4", ["`generation_kwargs.num_beams`", "not supported"]),
+        ("max_gen_toks: 7", "max_gen_toks: 0", ["`generation_kwargs.max_gen_toks`", "an integer from 1"]),
+        ("until: x", "until: [1]", ["`generation_kwargs.until`", "a string"]),
+        ("doc_to_target: a", "doc_to_target: [a]", ["`doc_to_target`", "not supported"]),
+        ("doc_to_text", "doc_to_choice: [x]\ndoc_to_text", ["`doc_to_choice`", "not supported"]),
+    ] {
+        write(data.join("sums.yaml"), &TASK.replacen(from, to, 1));
+        let error = load_task("sums.yaml", data, TaskOptions::default()).err().unwrap_or_else(|| panic!("{to}"));
+        assert!(parts.iter().all(|p| error.to_string().contains(p)), "{to}: {error}");
+    }
+}
+
+/// A requested metric of generated answers does not apply to multiple choice and continuations, where it has no meaning.
+#[test]
+fn a_requested_metric_applies_to_tasks_of_its_kind() {
+    let folder = tempfile::tempdir().unwrap();
+    let data = folder.path();
+    write(data.join("capitals.toml"), &CAPITALS.replace("\"acc\"", "\"acc_norm\""));
+    write(data.join("capitals.jsonl"), CITIES);
+    let questions = "{\"query\": \"a?\", \"choices\": [\"b\", \"c\"], \"gold\": 0}\n";
+    write(data.join("questions.jsonl"), questions);
+    write(data.join("own/test.json"), "[{\"prompt\": \"a\", \"answer\": \"b\"}]");
+    for (asked, expected) in [
+        (None, ["acc_norm", "acc", "exact_match"]),
+        (Some(Metric::EditSimilarity), ["acc_norm", "acc", "edit_similarity"]),
+        (Some(Metric::Acc), ["acc", "acc", "exact_match"]),
+        (Some(Metric::GreedyMatch), ["acc_norm", "acc", "exact_match"]),
+    ] {
+        let options = TaskOptions { metric: asked, ..TaskOptions::default() };
+        let main = |name| load_task(name, data, options).unwrap().metric().main();
+        assert_eq!(["capitals.toml", "questions.jsonl", "own"].map(main), expected, "{asked:?}");
     }
 }
 

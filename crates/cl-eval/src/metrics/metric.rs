@@ -28,7 +28,8 @@ pub enum Metric {
     /// C-STANCE, FOMC and ScienceQA. `exact_match`: the whole strings are equal, as TRACE scores C-STANCE and FOMC (an
     /// answer limited to a few tokens cannot match a long reference such as ScienceQA's).
     FirstChar,
-    /// `exact_match`: the stripped answer equals the stripped reference.
+    /// `exact_match`: the stripped answer equals the stripped reference; for [`Target::Answers`], the scores of
+    /// [`ExactMatch::scores`](super::ExactMatch::scores).
     ExactMatch,
     /// `rouge_l`: F-score of the `rouge` package. `rouge_l_f_beta`: F-score of its older releases. `rouge_l_swapped`:
     /// F-score with answer and reference swapped, as in the paper's and TRACE's scripts (which only affects ties
@@ -48,8 +49,8 @@ pub enum Metric {
 }
 
 impl Metric {
-    /// Returns the scores of a document by name, each in `[0, 1]`; the names are the same for every target and answer. An
-    /// answer of the wrong kind counts as empty.
+    /// Returns the scores of a document by name, each in `[0, 1]`; the names are the same for every answer and for every
+    /// target of a task. An answer of the wrong kind counts as empty.
     pub fn scores(self, target: &Target, response: &Response) -> BTreeMap<String, f64> {
         let answer = match response {
             Response::Text(text) => text.as_str(),
@@ -57,8 +58,12 @@ impl Metric {
         };
         let reference = match target {
             Target::Reference { reference, .. } => reference.as_str(),
+            Target::Answers { answers, .. } => answers.first().map_or("", String::as_str),
             Target::Choice { .. } | Target::Continuation { .. } => "",
         };
+        if let (Metric::ExactMatch, Target::Answers { answers, exact_match }) = (self, target) {
+            return exact_match.scores(answer, answers);
+        }
         let scores = match self {
             Metric::Acc | Metric::AccNorm => {
                 let (acc, acc_norm) = choice::accuracies(target, response);
@@ -127,12 +132,22 @@ impl Metric {
             (choices, _) if choices.is_for_choices() => Some("it has no choices"),
             (_, Target::Choice { .. }) => Some("it has choices and no written reference"),
             (_, Target::Continuation { .. }) => Some("it has a continuation and no written reference"),
-            (Metric::Sari, Target::Reference { source: None, .. }) => Some("its references come without a source"),
-            (_, Target::Reference { .. }) => None,
+            (Metric::Sari, Target::Reference { source: None, .. } | Target::Answers { .. }) => {
+                Some("its references come without a source")
+            }
+            (_, Target::Reference { .. } | Target::Answers { .. }) => None,
         }
     }
 
-    /// Returns the name of the main score.
+    /// Returns the name of the main score of a target's task.
+    pub fn main_of(self, target: &Target) -> String {
+        match (self, target) {
+            (Metric::ExactMatch, Target::Answers { exact_match, .. }) => exact_match.main(),
+            _ => self.main().to_owned(),
+        }
+    }
+
+    /// Returns the name of the main score, without that of a filter.
     pub fn main(self) -> &'static str {
         match self {
             Metric::Acc => "acc",

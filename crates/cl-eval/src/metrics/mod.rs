@@ -5,14 +5,19 @@
 pub(crate) mod choice;
 pub mod edit;
 pub mod exact;
+mod filter;
 pub mod first_char;
 pub mod gsm8k;
 mod metric;
+mod python_regex;
 pub mod rouge;
 pub mod sari;
 mod target;
 
+pub use exact::ExactMatch;
+pub use filter::{Filter, FilterPipeline};
 pub use metric::Metric;
+pub use python_regex::PythonRegex;
 pub use target::{Gold, Target};
 
 pub(crate) use cl_data::python::is_space as python_space;

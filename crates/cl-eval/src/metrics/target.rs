@@ -1,5 +1,7 @@
 use serde::{Deserialize, Serialize};
 
+use super::exact::ExactMatch;
+
 /// The target that an answer is scored against.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case", deny_unknown_fields)]
@@ -18,6 +20,14 @@ pub enum Target {
         /// Source text, for SARI.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         source: Option<String>,
+    },
+    /// Reference answers of which any is right, and how answers are compared with them.
+    Answers {
+        /// The texts; at least one.
+        answers: Vec<String>,
+        /// Filters and options of the comparison. Metrics other than `exact_match` compare the first text and ignore
+        /// them.
+        exact_match: ExactMatch,
     },
     /// A text that greedy decoding should produce.
     Continuation {

@@ -60,6 +60,7 @@ pub struct RunSettings {
 /// ```
 /// assert_eq!(cl_eval::harness_metric("acc_norm"), ("acc_norm", "none"));
 /// assert_eq!(cl_eval::harness_metric("flexible_extract"), ("exact_match", "flexible-extract"));
+/// assert_eq!(cl_eval::harness_metric("exact_match,last-number"), ("exact_match", "last-number"));
 /// assert_eq!(cl_eval::harness_metric("probability_mass"), ("acc", "none"));
 /// assert_eq!(cl_eval::harness_metric("greedy_match"), ("acc", "none"));
 /// ```
@@ -68,7 +69,7 @@ pub fn harness_metric(metric: &str) -> (&str, &str) {
         "flexible_extract" => ("exact_match", "flexible-extract"),
         "strict_match" => ("exact_match", "strict-match"),
         "probability_mass" | "greedy_match" => ("acc", "none"),
-        other => (other, "none"),
+        other => other.split_once(',').unwrap_or((other, "none")),
     }
 }
 

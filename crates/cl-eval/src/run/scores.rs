@@ -50,7 +50,8 @@ impl Scores {
             stderr.insert(PERPLEXITY.to_owned(), error);
         }
         stderr.retain(|_, e| e.is_finite()); // JSON has no NaN, and NaN is not equal to itself
-        let (task, main_metric) = (task.to_owned(), metric.main().to_owned());
+        let main_metric = predictions.first().map_or_else(|| metric.main().to_owned(), |p| metric.main_of(&p.target));
+        let task = task.to_owned();
         Scores { task, documents: predictions.len(), main_metric, metrics, stderr }
     }
 }

@@ -202,9 +202,10 @@ impl<'p> Paired<'p> {
             scores.iter().map(|(a, b)| a.iter().zip(b).map(|(a, b)| b - a).collect()).collect();
         let lists: Vec<&[f64]> = differences.iter().map(Vec::as_slice).collect();
         let resampled = resampled_means(&lists, self.task, resampling);
+        let main_metric = self.metric.main_of(&self.pairs[0].0.target);
         let mut metrics = BTreeMap::new();
         for ((name, (a, b)), resampled) in names.into_iter().zip(&scores).zip(resampled) {
-            if name == self.metric.main() {
+            if *name == main_metric {
                 overall.add(mean(a), mean(b), &resampled);
             }
             let (mean_a, mean_b) = (mean(a), mean(b));
@@ -217,7 +218,7 @@ impl<'p> Paired<'p> {
             documents: self.pairs.len(),
             only_a: self.only_a,
             only_b: self.only_b,
-            main_metric: self.metric.main().to_owned(),
+            main_metric,
             metrics,
         }
     }

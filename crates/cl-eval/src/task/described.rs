@@ -10,12 +10,13 @@ use serde_json::{Map, json};
 use super::chat::{Chat, Turn, joined};
 use super::few_shot::{ShotSampler, TooFew};
 use super::options::TaskOptions;
+use super::python_list::python_list;
 use super::rows::Document;
-use super::task_file::{Choices, TaskFile, Wrong};
+use super::task_file::{Choices, GenerationKeys, TaskFile, Wrong};
 use super::template::{Formula, Template};
 use super::{Harness, Task};
 use crate::error::Error;
-use crate::metrics::{Gold, Metric, Target};
+use crate::metrics::{ExactMatch, Gold, Metric, Target};
 use crate::problem::{KeyProblem, TemplateProblem};
 use crate::request::{BoxError, GenerateRequest, LoglikelihoodRequest, Request};
 
@@ -115,11 +116,7 @@ pub(crate) struct Material {
 pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'_>) -> Result<DescribedTask, Error> {
     let draws =
         Draws { shots: task.fewshot.shots(options.num_fewshot), seed: options.fewshot_seed.unwrap_or(FEWSHOT_SEED) };
-    let metric = options.metric.unwrap_or(match (task.metric, options.profile) {
-        // The paper's script swaps the two texts.
-        (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
-        (metric, _) => metric,
-    });
+    let metric = metric(task, options);
     let documents = filled(task, &material, options, metric, draws)?;
     if documents.is_empty() {
         return Err(Error::NoDocuments { name: material.name });
@@ -133,9 +130,24 @@ pub(crate) fn build(task: &TaskFile, material: Material, options: &TaskOptions<'
         settings.insert("max_new_tokens".to_owned(), json!(max_new_tokens));
         settings.insert("stop".to_owned(), json!(stop));
     }
+    if let Some(exact_match) = generation.and_then(|g| g.exact_match.as_ref()) {
+        settings.insert("exact_match".to_owned(), json!(exact_match));
+    }
     let Material { name, available, .. } = material;
     let harness = task.harness;
     Ok(DescribedTask { name, metric, harness, documents, available, max_new_tokens, stop, settings })
+}
+
+/// Returns the requested metric if it is for tasks of this kind, otherwise the task's.
+fn metric(task: &TaskFile, options: &TaskOptions<'_>) -> Metric {
+    let fits = |metric: &Metric| {
+        metric.is_for_texts() == task.metric.is_for_texts() && metric.is_for_choices() == task.metric.is_for_choices()
+    };
+    options.metric.filter(fits).unwrap_or(match (task.metric, options.profile) {
+        // The paper's script swaps the two texts.
+        (Metric::RougeL, Profile::Paper) => Metric::RougeLSwapped,
+        (metric, _) => metric,
+    })
 }
 
 /// Number of few-shot examples per document, and the random seed.
@@ -215,13 +227,23 @@ struct Filler<'a> {
     chat: Chat<'a>,
     values: &'a Map<String, serde_json::Value>,
     metric: Metric,
+    exact_match: ExactMatch,
 }
 
 enum Kind {
     Write { prompt: Template, target: Template },
+    Answer { prompt: Template, answers: Answers },
     Continue { context: Template, continuation: Template },
     Choices { context: Template, choices: List, right: Right },
     Contexts { contexts: List, continuation: Template, right: Right },
+}
+
+/// The right answers of a row.
+enum Answers {
+    Template(Template),
+    /// A template whose text may be a Python list, as in lm-eval.
+    MaybeList(Template),
+    Formula(Formula),
 }
 
 /// Which choices are right.
@@ -238,6 +260,7 @@ enum List {
 /// The rendered templates of a row.
 enum Filled {
     Write { prompt: String, target: String },
+    Answer { prompt: String, answers: Vec<String> },
     Continue { context: String, continuation: String },
     Choices { context: String, choices: Vec<String>, gold: Gold },
     Contexts { contexts: Vec<String>, continuation: String, gold: Gold },
@@ -246,10 +269,7 @@ enum Filled {
 impl Kind {
     fn new(task: &TaskFile) -> Result<Kind, Wrong> {
         match (&task.generation, &task.loglikelihood, &task.multiple_choice) {
-            (Some(keys), ..) => Ok(Kind::Write {
-                prompt: template("generation.prompt", &keys.prompt)?,
-                target: template("generation.target", &keys.target)?,
-            }),
+            (Some(keys), ..) => Kind::generation(keys),
             (_, Some(keys), _) => Ok(Kind::Continue {
                 context: template("loglikelihood.context", &keys.context)?,
                 continuation: template("loglikelihood.continuation", &keys.continuation)?,
@@ -279,6 +299,22 @@ impl Kind {
     }
 }
 
+impl Kind {
+    fn generation(keys: &GenerationKeys) -> Result<Kind, Wrong> {
+        let prompt = template("generation.prompt", &keys.prompt)?;
+        let target = keys.target.as_ref().map(|target| template("generation.target", target)).transpose()?;
+        let targets = keys.targets.as_ref().map(|targets| formula("generation.targets", targets)).transpose()?;
+        let answers = match (target, targets) {
+            (Some(target), None) if keys.exact_match.is_none() => return Ok(Kind::Write { prompt, target }),
+            (Some(target), None) if keys.target_may_be_a_list => Answers::MaybeList(target),
+            (Some(target), None) => Answers::Template(target),
+            (None, Some(targets)) => Answers::Formula(targets),
+            _ => return Err(("generation", KeyProblem::Target)),
+        };
+        Ok(Kind::Answer { prompt, answers })
+    }
+}
+
 impl<'a> Filler<'a> {
     fn new(
         task: &'a TaskFile,
@@ -296,6 +332,7 @@ impl<'a> Filler<'a> {
             chat: Chat { template: options.chat, fewshot_as_multiturn: options.fewshot_as_multiturn },
             values: &material.values,
             metric,
+            exact_match: task.generation.as_ref().and_then(|keys| keys.exact_match.clone()).unwrap_or_default(),
         })
     }
 
@@ -322,9 +359,12 @@ impl<'a> Filler<'a> {
         let delimiter = if self.chat.template.is_some() { "" } else { self.target_delimiter };
         let continued = |choice: &String| format!("{delimiter}{choice}");
         Ok(match filled {
-            Filled::Write { prompt, target } => {
-                let ask = Ask::Write(ask(&prompt)?);
-                (ask, Target::Reference { reference: target, source: (self.metric == Metric::Sari).then_some(prompt) })
+            Filled::Write { prompt, target } => (Ask::Write(ask(&prompt)?), self.reference(target, prompt)),
+            Filled::Answer { prompt, answers } if self.metric == Metric::ExactMatch => {
+                (Ask::Write(ask(&prompt)?), Target::Answers { answers, exact_match: self.exact_match.clone() })
+            }
+            Filled::Answer { prompt, mut answers } => {
+                (Ask::Write(ask(&prompt)?), self.reference(answers.swap_remove(0), prompt))
             }
             Filled::Continue { context, continuation } => {
                 // As in lm-eval, no delimiter is added before a document's continuation, but before a few-shot example's.
@@ -344,6 +384,10 @@ impl<'a> Filler<'a> {
         })
     }
 
+    fn reference(&self, reference: String, prompt: String) -> Target {
+        Target::Reference { reference, source: (self.metric == Metric::Sari).then_some(prompt) }
+    }
+
     /// Returns a few-shot example. If its answer is empty, there is only the question, with no delimiter after it, as
     /// in lm-eval.
     fn shot(&self, filled: Filled) -> Vec<Turn> {
@@ -352,6 +396,7 @@ impl<'a> Filler<'a> {
             | Filled::Continue { context: question, continuation: answer } => {
                 (question, Some(answer).filter(|t| !t.is_empty()))
             }
+            Filled::Answer { prompt, mut answers } => (prompt, Some(answers.swap_remove(0)).filter(|t| !t.is_empty())),
             Filled::Choices { context, mut choices, gold } => (context, Some(choices.swap_remove(gold.first()))),
             Filled::Contexts { mut contexts, continuation, gold } => {
                 (contexts.swap_remove(gold.first()), Some(continuation).filter(|t| !t.is_empty()))
@@ -384,6 +429,10 @@ impl<'a> Filler<'a> {
                 prompt: prompt.render(row).map_err(|m| ("generation.prompt", m))?,
                 target: target.render(row).map_err(|m| ("generation.target", m))?,
             },
+            Kind::Answer { prompt, answers } => {
+                let prompt = prompt.render(row).map_err(|m| ("generation.prompt", m))?;
+                Filled::Answer { prompt, answers: answers.of(row)? }
+            }
             Kind::Continue { context, continuation } => Filled::Continue {
                 context: context.render(row).map_err(|m| ("loglikelihood.context", m))?,
                 continuation: continuation.render(row).map_err(|m| ("loglikelihood.continuation", m))?,
@@ -403,6 +452,37 @@ impl<'a> Filler<'a> {
         };
         Ok((filled, self.description.render(row).map_err(|m| ("description", m))?))
     }
+}
+
+impl Answers {
+    /// Returns the right answers of a row; at least one.
+    fn of(&self, row: &Value) -> Result<Vec<String>, (&'static str, TemplateProblem)> {
+        let rendered = |template: &Template| template.render(row).map_err(|m| ("generation.target", m));
+        match self {
+            Answers::Template(template) => Ok(vec![rendered(template)?]),
+            Answers::MaybeList(template) => {
+                let text = rendered(template)?;
+                Ok(python_list(&text).filter(|answers| !answers.is_empty()).unwrap_or_else(|| vec![text]))
+            }
+            Answers::Formula(formula) => formula.value(row).and_then(answers).map_err(|m| ("generation.targets", m)),
+        }
+    }
+}
+
+/// Returns the right answers that an expression evaluates to: a text, a number, or a list of them, as Python's `str`.
+fn answers(value: Value) -> Result<Vec<String>, TemplateProblem> {
+    let text = |value: &Value| match value.kind() {
+        ValueKind::String | ValueKind::Number => Some(value.to_string()),
+        ValueKind::Bool => Some(if value.is_true() { "True" } else { "False" }.to_owned()),
+        _ => None,
+    };
+    let texts: Option<Vec<String>> = match value.kind() {
+        ValueKind::Seq | ValueKind::Iterable => {
+            value.try_iter().ok().and_then(|items| items.map(|v| text(&v)).collect())
+        }
+        _ => text(&value).map(|text| vec![text]),
+    };
+    texts.filter(|texts| !texts.is_empty()).ok_or(TemplateProblem::NotAnswers { value })
 }
 
 impl Right {

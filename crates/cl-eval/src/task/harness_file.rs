@@ -1,7 +1,7 @@
 //! Task files of lm-evaluation-harness (YAML), converted to task descriptions.
 //!
-//! Supported are multiple choice and log-likelihoods of continuations without Python code. Everything that would change
-//! requests or scores and is not supported is an error.
+//! Supported are multiple choice, log-likelihoods of continuations, and generated answers compared by `exact_match`, all
+//! without Python code. Everything that would change requests or scores and is not supported is an error.
 
 use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
@@ -9,13 +9,16 @@ use std::sync::LazyLock;
 use cl_checkpoint::files::{MAX_CONFIG, read_text};
 use cl_data::Row;
 use regex::Regex;
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value, json};
 
 use super::Harness;
 use super::few_shot::Sampler;
-use super::task_file::{Choices, FewShot, Files, HubDataset, LoglikelihoodKeys, MultipleChoiceKeys, TaskFile};
+use super::task_file::{
+    Choices, FewShot, Files, GenerationKeys, HubDataset, LoglikelihoodKeys, MultipleChoiceKeys, TaskFile,
+};
 use crate::error::Error;
-use crate::metrics::Metric;
+use crate::metrics::{ExactMatch, Metric};
 use crate::problem::{HarnessProblem, shortened};
 
 /// Maximum number of nested `include`s.
@@ -54,7 +57,7 @@ pub(crate) fn read(path: &Path) -> Result<TaskFile, Error> {
 /// Returns the keys of a file over those of the file that it includes, and appends the text of both to `all`.
 fn keys(path: &Path, depth: usize, all: &mut String) -> Result<Map<String, Value>, Error> {
     static FUNCTIONS: LazyLock<Regex> =
-        LazyLock::new(|| Regex::new(r"(?m)!function[ \t]+([^\s#]+)").expect("a valid pattern"));
+        LazyLock::new(|| Regex::new(r"(?m)!function[ \t]+([^\s#,\]}]+)").expect("a valid pattern"));
     let wrong = |key: &str, problem| Error::HarnessTask { path: path.to_owned(), key: key.to_owned(), problem };
     let text = read_text(path, MAX_CONFIG)?;
     *all += &text;
@@ -98,7 +101,8 @@ impl Keys<'_> {
             _ => return Err(self.wrong("task", HarnessProblem::Group)),
         };
         let output_type = self.text("output_type")?.unwrap_or_else(|| "generate_until".to_owned());
-        let (metric, left_out) = self.metric(&output_type)?;
+        let (metric, options, left_out) = self.metric(&output_type)?;
+        let exact_match = self.exact_match(&output_type, options)?;
         let num_fewshot = self.number("num_fewshot")?;
         let config = match self.keys.remove("fewshot_config") {
             None | Some(Value::Null) => Map::new(),
@@ -115,10 +119,12 @@ impl Keys<'_> {
         let description = self.text("description")?.unwrap_or_default();
         let target_delimiter = self.text("target_delimiter")?.unwrap_or_else(|| " ".to_owned());
         let fewshot_delimiter = self.text("fewshot_delimiter")?.unwrap_or_else(|| "\n\n".to_owned());
-        let (multiple_choice, loglikelihood) = match output_type.as_str() {
-            "multiple_choice" => (Some(self.multiple_choice()?), None),
-            _ => (None, Some(self.loglikelihood()?)),
-        };
+        let (mut multiple_choice, mut generation, mut loglikelihood) = (None, None, None);
+        match output_type.as_str() {
+            "multiple_choice" => multiple_choice = Some(self.multiple_choice()?),
+            "generate_until" => generation = Some(self.generation(&fewshot_delimiter, exact_match)?),
+            _ => loglikelihood = Some(self.loglikelihood()?),
+        }
         if self.number("repeats")?.is_some_and(|repeats| repeats != 1) {
             return Err(self.expected("repeats", "1"));
         }
@@ -148,36 +154,67 @@ impl Keys<'_> {
                 lm_eval: None,
             },
             multiple_choice,
-            generation: None,
+            generation,
             loglikelihood,
             group: None,
             hash: String::new(),
         })
     }
 
-    /// Returns the metric, and the names of the file's other metrics.
-    fn metric(&mut self, output_type: &str) -> Result<(Metric, Vec<String>), Error> {
+    /// Returns the metric, its entry in `metric_list`, and the names of the file's other metrics.
+    fn metric(&mut self, output_type: &str) -> Result<(Metric, Map<String, Value>, Vec<String>), Error> {
         let own: &[(&str, Metric)] = match output_type {
             "multiple_choice" => &[("acc_norm", Metric::AccNorm), ("acc", Metric::Acc)],
             "loglikelihood" => &[("acc", Metric::GreedyMatch), ("perplexity", Metric::GreedyMatch)],
+            "generate_until" => &[("exact_match", Metric::ExactMatch)],
             other => {
                 let problem = HarnessProblem::OutputType { output_type: other.to_owned() };
                 return Err(self.wrong("output_type", problem));
             }
         };
         let listed = match self.keys.remove("metric_list") {
-            None | Some(Value::Null) => return Ok((own[0].1, Vec::new())),
+            None | Some(Value::Null) => return Ok((own[0].1, Map::new(), Vec::new())),
             Some(Value::Array(listed)) => listed,
             Some(_) => return Err(self.expected("metric_list", "a list")),
         };
         let name = |entry: &Value| entry.get("metric").and_then(Value::as_str).map(|name| name.replace(FUNCTION, ""));
         let names: Vec<String> = listed.iter().filter_map(name).collect();
-        let Some((_, metric)) = own.iter().find(|(known, _)| names.iter().any(|name| name == known)) else {
-            let expected = if output_type == "loglikelihood" { "acc or perplexity" } else { "acc or acc_norm" };
+        let Some((known, metric)) = own.iter().find(|(known, _)| names.iter().any(|name| name == known)) else {
+            let expected = match output_type {
+                "loglikelihood" => "acc or perplexity",
+                "generate_until" => "exact_match",
+                _ => "acc or acc_norm",
+            };
             return Err(self.expected("metric_list", expected));
         };
+        let entry = listed.iter().find(|entry| name(entry).is_some_and(|name| name == *known));
+        let entry = entry.and_then(Value::as_object).cloned().unwrap_or_default();
         let left_out = names.into_iter().filter(|name| own.iter().all(|(known, _)| known != name)).collect();
-        Ok((*metric, left_out))
+        Ok((*metric, entry, left_out))
+    }
+
+    /// Returns the options of `exact_match`, an entry of `metric_list`, and the filters; none for tasks of another kind.
+    fn exact_match(&mut self, output_type: &str, mut entry: Map<String, Value>) -> Result<ExactMatch, Error> {
+        if output_type != "generate_until" {
+            return Ok(ExactMatch::default());
+        }
+        // `hf_evaluate` selects the implementation that lm-eval's own is copied from.
+        entry.retain(|key, value| {
+            !matches!(key.as_str(), "metric" | "aggregation" | "higher_is_better" | "hf_evaluate") && !value.is_null()
+        });
+        let filters = self.keys.remove("filter_list").filter(|filters| !filters.is_null());
+        let filters = filters.map_or_else(|| Ok(Vec::new()), |filters| self.parsed("filter_list", filters))?;
+        let options: ExactMatch = self.parsed("metric_list", entry.into())?;
+        Ok(ExactMatch { filter_list: filters, ..options })
+    }
+
+    fn parsed<T: DeserializeOwned>(&self, key: &str, value: Value) -> Result<T, Error> {
+        serde_json::from_value(value).map_err(|error| {
+            self.wrong(
+                key,
+                HarnessProblem::Value { message: shortened(&error.to_string().replace(FUNCTION, "!function ")) },
+            )
+        })
     }
 
     /// Returns the splits by lm-eval's rules.
@@ -277,6 +314,57 @@ impl Keys<'_> {
             gold: Some(gold),
             labels: None,
         })
+    }
+
+    fn generation(&mut self, fewshot_delimiter: &str, exact_match: ExactMatch) -> Result<GenerationKeys, Error> {
+        let prompt = self.template("doc_to_text")?;
+        let (target, targets) = match self.keys.remove("doc_to_target") {
+            Some(Value::String(text)) if is_field(&text) => (None, Some(field_or_text(&text))),
+            Some(Value::String(text)) if !text.starts_with(FUNCTION) => (Some(text), None),
+            Some(Value::Number(number)) => (Some(number.to_string()), None),
+            Some(other) => return Err(self.unsupported("doc_to_target", &other)),
+            None => return Err(self.expected("doc_to_target", "the right answer")),
+        };
+        let (stop, max_new_tokens) = self.decoding(fewshot_delimiter)?;
+        let exact_match = Some(exact_match);
+        Ok(GenerationKeys { prompt, target, targets, target_may_be_a_list: true, exact_match, stop, max_new_tokens })
+    }
+
+    /// Returns the stop sequences and the maximum number of new tokens.
+    fn decoding(&mut self, fewshot_delimiter: &str) -> Result<(Vec<String>, usize), Error> {
+        let mut kwargs = match self.keys.remove("generation_kwargs") {
+            None | Some(Value::Null) => Map::new(),
+            Some(Value::Object(kwargs)) => kwargs,
+            Some(_) => return Err(self.expected("generation_kwargs", "a table")),
+        };
+        let stop = match kwargs.remove("until") {
+            None => vec![fewshot_delimiter.to_owned()],
+            Some(Value::String(stop)) => vec![stop],
+            Some(Value::Null) => Vec::new(),
+            Some(stops) => self.parsed("generation_kwargs.until", stops)?,
+        };
+        let mut max_new_tokens = None;
+        for key in ["max_gen_toks", "max_new_tokens", "max_tokens", "max_completion_tokens"] {
+            let Some(value) = kwargs.remove(key).filter(|value| !value.is_null()) else { continue };
+            let Some(number) = value.as_u64().filter(|number| *number > 0) else {
+                return Err(self.expected(&format!("generation_kwargs.{key}"), "an integer from 1"));
+            };
+            max_new_tokens = max_new_tokens.or(Some(number as usize)); // the first wins, as in lm-eval
+        }
+        let temperature = kwargs.remove("temperature").and_then(|value| value.as_f64()).unwrap_or(0.0);
+        let samples = kwargs.remove("do_sample").and_then(|value| value.as_bool()).unwrap_or(temperature > 0.0);
+        if samples {
+            return Err(self.expected("generation_kwargs.do_sample", "false: answers are decoded greedily"));
+        }
+        // Without sampling, these change nothing.
+        kwargs.retain(|key, value| {
+            let beams = key == "num_beams" && *value == 1;
+            !value.is_null() && !beams && !matches!(key.as_str(), "top_p" | "top_k")
+        });
+        match kwargs.into_iter().next() {
+            Some((key, value)) => Err(self.unsupported(&format!("generation_kwargs.{key}"), &value)),
+            None => Ok((stop, max_new_tokens.unwrap_or(256))),
+        }
     }
 
     fn loglikelihood(&mut self) -> Result<LoglikelihoodKeys, Error> {

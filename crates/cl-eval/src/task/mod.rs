@@ -9,6 +9,7 @@ mod harness_file;
 mod lm_eval;
 mod multiple_choice;
 mod options;
+mod python_list;
 mod registry;
 mod rows;
 mod task_file;

@@ -17,7 +17,8 @@ pub struct TaskOptions<'a> {
     pub max_new_tokens: Option<usize>,
     /// Upper bound for the number of new tokens, for tasks that would generate more.
     pub most_new_tokens: Option<usize>,
-    /// Metric; defaults to the task's, and to `exact_match` for a directory that is not a known task.
+    /// Metric of tasks of its kind (multiple choice, continuations or generated answers); others keep theirs. Defaults to
+    /// the task's, and to `exact_match` for a directory that is not a known task.
     pub metric: Option<Metric>,
     /// Number of few-shot examples; defaults to the task's.
     pub num_fewshot: Option<usize>,

@@ -2,7 +2,7 @@
 //!
 //! The built-in descriptions are in `crates/cl-eval/tasks`; all keys are documented in `docs/formats.md`.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, HashSet};
 use std::path::Path;
 
 use cl_data::Row;
@@ -12,7 +12,7 @@ use super::Harness;
 use super::few_shot::Sampler;
 use super::template::{Formula, Template};
 use crate::error::Error;
-use crate::metrics::Metric;
+use crate::metrics::{ExactMatch, Metric};
 use crate::problem::KeyProblem;
 
 /// An invalid key of a description, and what is wrong with its value.
@@ -129,7 +129,12 @@ pub(crate) enum Choices {
 #[serde(deny_unknown_fields)]
 pub(crate) struct GenerationKeys {
     pub(crate) prompt: String,
-    pub(crate) target: String,
+    pub(crate) target: Option<String>,
+    pub(crate) targets: Option<String>,
+    /// Whether a rendered target that is a Python list is a list of right answers, as in lm-eval.
+    #[serde(skip)]
+    pub(crate) target_may_be_a_list: bool,
+    pub(crate) exact_match: Option<ExactMatch>,
     #[serde(default)]
     pub(crate) stop: Vec<String>,
     #[serde(default = "max_new_tokens")]
@@ -241,7 +246,20 @@ impl TaskFile {
             return Err(("metric", KeyProblem::NotForTexts));
         }
         template("generation.prompt", &keys.prompt)?;
-        template("generation.target", &keys.target)?;
+        match (&keys.target, &keys.targets) {
+            (Some(target), None) => template("generation.target", target)?,
+            (None, Some(targets)) => formula("generation.targets", targets)?,
+            _ => return Err(("generation", KeyProblem::Target)),
+        }
+        let compared = keys.targets.is_some() || keys.exact_match.is_some();
+        if compared && self.metric != Metric::ExactMatch {
+            return Err(("metric", KeyProblem::NotExactMatch));
+        }
+        let pipelines = keys.exact_match.iter().flat_map(|options| &options.filter_list);
+        let mut names = HashSet::new();
+        if let Some(twice) = pipelines.map(|pipeline| &pipeline.name).find(|name| !names.insert(*name)) {
+            return Err(("generation.exact_match.filter_list", KeyProblem::Twice { name: twice.clone() }));
+        }
         if keys.stop.iter().any(String::is_empty) {
             return Err(("generation.stop", KeyProblem::EmptyStop));
         }
