@@ -1,6 +1,6 @@
 //! Progress bars, shown below the log messages.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, IsTerminal, Write};
 use std::sync::LazyLock;
 
@@ -103,14 +103,17 @@ pub struct StudyProgress {
     running: BTreeMap<usize, (String, Option<ProgressBar>)>,
     wanted: bool,
     stages: usize,
+    /// Number of stages completed earlier.
     done: usize,
+    /// Stages completed since then; a stage whose removed model is needed again is completed twice.
+    completed: BTreeSet<usize>,
 }
 
 impl StudyProgress {
     /// Creates a display on this process's stderr.
     pub fn new(log: LogArgs) -> StudyProgress {
         let wanted = io::stderr().is_terminal() && !log.is_quiet() && !log.is_json();
-        StudyProgress { all: None, running: BTreeMap::new(), wanted, stages: 0, done: 0 }
+        StudyProgress { all: None, running: BTreeMap::new(), wanted, stages: 0, done: 0, completed: BTreeSet::new() }
     }
 
     /// Handles an event.
@@ -144,14 +147,14 @@ impl StudyProgress {
             }
             StudyEvent::Warning { stage, message } => tracing::warn!("{}: {message}", self.name(stage)),
             StudyEvent::Finished { stage, seconds } => {
-                self.done += 1;
-                tracing::info!("{} of {}: {}, {seconds:.1} s", self.done, self.stages, self.name(stage));
+                let done = self.count(stage);
+                tracing::info!("{done} of {}: {}, {seconds:.1} s", self.stages, self.name(stage));
                 self.end(stage);
             }
             StudyEvent::Elsewhere { name, .. } => tracing::debug!("{name}: another process runs it"),
             StudyEvent::FinishedElsewhere { stage, name } => {
-                self.done += 1;
-                tracing::info!("{} of {}: {name}, by another process", self.done, self.stages);
+                let done = self.count(stage);
+                tracing::info!("{done} of {}: {name}, by another process", self.stages);
                 self.end(stage);
             }
             StudyEvent::NotRemoved { error } => {
@@ -164,6 +167,16 @@ impl StudyProgress {
         }
     }
 
+    /// Notes that a stage is complete, and returns how many are.
+    fn count(&mut self, stage: usize) -> usize {
+        self.completed.insert(stage);
+        self.completed()
+    }
+
+    fn completed(&self) -> usize {
+        (self.done + self.completed.len()).min(self.stages)
+    }
+
     fn name(&self, stage: usize) -> &str {
         self.running.get(&stage).map_or("stage", |(name, _)| name)
     }
@@ -173,7 +186,7 @@ impl StudyProgress {
             bar.finish_and_clear();
         }
         if let Some(all) = &self.all {
-            all.set_position(self.done as u64);
+            all.set_position(self.completed() as u64);
         }
     }
 }

@@ -23,6 +23,25 @@ pub enum StudyProblem {
         /// The largest allowed seed.
         most: u64,
     },
+    /// There are no threads.
+    #[error("threads: must be at least 1")]
+    Threads,
+    /// `[[columns]]` describes a task that is not scored.
+    #[error("columns: no task `{name}` is scored; expected one of {}", scored.join(", "))]
+    NoColumn {
+        /// The name.
+        name: String,
+        /// The names of the scored tasks.
+        scored: Vec<String>,
+    },
+    /// The score of random guessing is out of range.
+    #[error("columns: {name}: chance = {chance} is out of range; expected 0 to 1")]
+    Chance {
+        /// Name of the column.
+        name: String,
+        /// The value.
+        chance: f64,
+    },
     /// A number of models to merge is out of range.
     #[error("members: {members} is out of range; expected 2 to {rounds}, the number of rounds")]
     Members {

@@ -182,10 +182,14 @@ impl<'a> Graph<'a> {
             ("members", config.members.as_deref().and_then(twice)),
             ("experts", twice(&config.experts)),
             ("olora.lambda", twice(&config.olora.lambda)),
+            ("columns", twice(&config.columns.iter().map(|column| column.name.as_str()).collect::<Vec<&str>>())),
         ] {
             if let Some(value) = twice {
                 return Err(StudyProblem::Twice { key, value });
             }
+        }
+        if config.threads == Some(0) {
+            return Err(StudyProblem::Threads);
         }
         for &lambda in &config.olora.lambda {
             olora(config.olora.mode, lambda).validate().map_err(|e| StudyProblem::Olora(Box::new(e)))?;
@@ -517,13 +521,15 @@ impl Row {
         Row { method: method.to_owned(), kind, seed, round: None, members: None, question: None }
     }
 
-    /// Returns the label of this row in the paper's Tables 1 to 6; for a sequence, the row after `round`.
-    pub(super) fn paper(&self, round: Option<usize>) -> Option<String> {
+    /// Returns the label of this row in the paper's Tables 1 to 6; for a sequence, the row after `round`. Of most
+    /// sequences, the paper has only the scores after the last round.
+    pub(super) fn paper(&self, round: Option<usize>, is_last: bool) -> Option<String> {
         match (self.kind, round, self.question) {
             (RowKind::Base, _, None) => Some("base".to_owned()),
             (RowKind::Sequence, Some(round), None) if ["LoRA", "FFT"].contains(&self.method.as_str()) => {
                 Some(row_name(&self.method, round))
             }
+            (RowKind::Sequence, _, None) if !is_last => None,
             (RowKind::Sequence | RowKind::Joint, _, None) => Some(self.method.clone()),
             _ => None,
         }

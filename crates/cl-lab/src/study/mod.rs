@@ -8,6 +8,7 @@ mod board;
 mod config;
 mod directory;
 mod graph;
+mod key;
 mod mixtures;
 mod plan;
 mod results;

@@ -1,6 +1,6 @@
 //! The results of a study's stages, for the report.
 
-use cl_eval::{Column, TaskSpec};
+use cl_eval::{Column, Group, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
 use serde_json::{Map, Value, json};
 
@@ -33,7 +33,7 @@ pub(super) fn results(
                 members: stage.row.members,
                 main: stage.row.question.is_none(),
                 question: stage.row.question.map(str::to_owned),
-                paper: stage.row.paper(round),
+                paper: stage.row.paper(round, last),
                 scores: scored.scores.clone(),
                 standard_errors: scored.standard_errors.clone(),
                 // For a sequence, the total is in its last row.
@@ -45,13 +45,18 @@ pub(super) fn results(
     }
     let times: Map<String, Value> =
         rows.iter().filter_map(|row| Some((row.stage.clone(), json!(row.seconds?)))).collect();
+    let of_paper = teaches_the_papers_tasks(columns);
     let results = StudyResults {
         name: config.name.clone(),
         description: config.description.clone(),
         model: config.base_name(),
         seeds: config.seeds.clone(),
         rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
-        columns: columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric)).collect(),
+        columns: columns
+            .iter()
+            .zip(metrics)
+            .map(|(column, metric)| reported(config, column, metric, of_paper))
+            .collect(),
         rows,
         notes: Vec::new(),
     };
@@ -77,10 +82,21 @@ const PAPER: [(&str, &str); 15] = [
     ("winogrande", "wino"),
 ];
 
-fn reported(config: &StudyConfig, column: &Column, metric: &str) -> cl_report::Column {
+/// Returns the column of a task in the paper.
+fn in_paper(task: &str) -> Option<&'static str> {
+    let built_in = TaskSpec::find(task)?.name;
+    PAPER.iter().find(|(name, _)| *name == built_in).map(|(_, paper)| *paper)
+}
+
+/// Whether all tasks of new knowledge are the paper's. Otherwise, its numbers would be shown beside those of models that
+/// have learned something else.
+fn teaches_the_papers_tasks(columns: &[Column]) -> bool {
+    columns.iter().filter(|column| column.group == Group::New).all(|column| in_paper(&column.name).is_some())
+}
+
+fn reported(config: &StudyConfig, column: &Column, metric: &str, of_paper: bool) -> cl_report::Column {
     let said = config.columns.iter().find(|c| c.name == column.name);
-    let built_in = TaskSpec::find(&column.name).map(|spec| spec.name);
-    let paper = PAPER.iter().find(|(name, _)| Some(*name) == built_in).map(|(_, paper)| (*paper).to_owned());
+    let paper = in_paper(&column.name).filter(|_| of_paper).map(str::to_owned);
     cl_report::Column {
         name: column.name.clone(),
         group: column.group,

@@ -2,7 +2,7 @@
 
 use std::fs::File;
 use std::num::NonZero;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Sender, channel};
 use std::thread;
@@ -16,15 +16,17 @@ use cl_torch::tch::Device;
 use serde_json::{Value, json};
 
 use super::board::{Board, News, Stages, State, Unwinding};
-use super::config::StudyConfig;
+use super::config::{ColumnConfig, StudyConfig};
 use super::directory::{StageLock, take_shared};
-use super::graph::{Stage, Work, select, stages};
+use super::graph::{Stage, select, stages};
+use super::key::{StageKey, World};
 use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
 use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
+use crate::problem::StudyProblem;
 use crate::{Event, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig};
 
 /// Options of a study.
@@ -173,7 +175,7 @@ struct Study<'a> {
     stages: Vec<Stage>,
     /// Whether each stage is selected.
     wanted: Vec<bool>,
-    keys: Vec<String>,
+    keys: Vec<StageKey>,
     /// Configuration with which all models are evaluated, as a sequence.
     sequence: SequenceConfig,
     device: Device,
@@ -195,23 +197,22 @@ impl<'a> Study<'a> {
         let [sequence, full] = config.sequences()?;
         let Checked { device, rounds, datasets, validation, tasks, columns: scored } = require_sequence(&sequence)?;
         let base = ModelRef::take(&config.model)?;
-        let data = datasets.iter().chain(&validation).flatten().map(|set| set.hash.as_str()).collect::<Vec<&str>>();
-        // How models are scored, whichever stage they are from.
-        let (eval, profile) = (&full.eval, config.profile);
-        let tasks_hash = tasks_hash(&tasks);
-        let world = json!({"format": 3, "base": base.hash(), "data": data, "tasks": tasks_hash, "eval": eval, "profile": profile});
-        let mut keys: Vec<String> = Vec::with_capacity(stages.len());
-        for stage in &stages {
-            let needs: Vec<&str> = stage.needs.iter().map(|&place| keys[place].as_str()).collect();
-            let text = json!([world, without_paths(&stage.work), needs]).to_string();
-            keys.push(blake3::hash(text.as_bytes()).to_hex().to_string());
-        }
+        let world = World {
+            base: base.hash(),
+            profile: config.profile,
+            rounds: &rounds,
+            datasets: &datasets,
+            validation: &validation,
+            scoring: json!([tasks_hash(&tasks), full.eval]),
+        };
+        let keys = world.keys(&stages);
         let metric = |group: &TaskGroup| {
             let first = tasks.iter().find(|task| group.members.iter().any(|name| name == task.name()));
             first.map_or_else(String::new, |task| task.metric().main().to_owned())
         };
         let metrics = scored.iter().map(metric).collect();
         let columns = columns(&sequence, &rounds, &scored);
+        check_columns(config, &columns)?;
         Ok(Study {
             config,
             out,
@@ -253,7 +254,7 @@ impl<'a> Study<'a> {
 
     /// Returns the record of a stage if it was completed with the same cache key.
     fn record(&self, site: &Site<'_>, place: usize) -> Option<Record> {
-        Record::read(&site.dir(&self.stages[place])).filter(|record| record.key == self.keys[place])
+        Record::read(&site.dir(&self.stages[place])).filter(|record| record.key == self.keys[place].scored)
     }
 
     fn run(&self, interrupt: &Interrupt, observer: &mut dyn FnMut(StudyEvent)) -> Result<StudyResults, LabError> {
@@ -448,20 +449,22 @@ impl Stages for AtSite<'_> {
     }
 }
 
+/// Checks what the configuration says about columns.
+fn check_columns(config: &StudyConfig, columns: &[Column]) -> Result<(), StudyProblem> {
+    for ColumnConfig { name, chance, .. } in &config.columns {
+        if columns.iter().all(|column| column.name != *name) {
+            let scored = columns.iter().map(|column| column.name.clone()).collect();
+            return Err(StudyProblem::NoColumn { name: name.clone(), scored });
+        }
+        if let Some(chance) = chance.filter(|chance| !(0.0..=1.0).contains(chance)) {
+            return Err(StudyProblem::Chance { name: name.clone(), chance });
+        }
+    }
+    Ok(())
+}
+
 fn without_times(results: &StudyResults) -> StudyResults {
     let mut results = results.clone();
     results.rows.iter_mut().for_each(|row| row.seconds = None);
     results
-}
-
-/// Returns the part of a stage's work that enters its cache key: everything except the paths of model and data, whose
-/// contents are hashed.
-fn without_paths(work: &Work) -> Value {
-    match work {
-        Work::Rounds(config) => {
-            let (model, data) = (PathBuf::new(), PathBuf::new());
-            json!({"rounds": SequenceConfig { model, data, ..(**config).clone() }})
-        }
-        other => json!(other),
-    }
 }

@@ -1,6 +1,7 @@
 //! Execution of a stage: computes its result in its directory and scores it.
 //!
 //! ```text
+//! stages/<id>/key              the keys, and where model and data lie
 //! stages/<id>/stage.json       key, scores, seconds, bytes; written last
 //! stages/<id>/run/            for a sequence, as in `cl sequence`
 //! stages/<id>/adapter, model, mixture    for a merge or a mixture
@@ -24,6 +25,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 
 use super::graph::{Combination, Stage, Work};
+use super::key::StageKey;
 use crate::model_dir::verify;
 use crate::output::{discard, to_toml};
 use crate::sequence::{Scoring, cells, run_scored};
@@ -114,12 +116,13 @@ impl Site<'_> {
         &self,
         stage: &Stage,
         inputs: &Inputs,
-        key: &str,
+        key: &StageKey,
         observer: &mut Observer<'_>,
     ) -> Result<Record, LabError> {
         let (dir, started) = (self.dir(stage), Instant::now());
         std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
-        self.begin(&dir, key)?;
+        self.begin(&stage.work, &dir, key)?;
+        inputs.dirs.iter().try_for_each(|input| verify(input))?;
         let (base, eval) = (&self.config.model, &self.config.eval);
         let (rows, routing) = match &stage.work {
             Work::Base { add_bos_token } => {
@@ -175,7 +178,7 @@ impl Site<'_> {
             }
         };
         let bytes = if matches!(stage.work, Work::Base { .. }) { 0 } else { stored(&dir) };
-        let record = Record { key: key.to_owned(), rows, seconds: started.elapsed().as_secs_f64(), bytes, routing };
+        let record = Record { key: key.scored.clone(), rows, seconds: started.elapsed().as_secs_f64(), bytes, routing };
         write_file(&dir.join("stage.json"), json!(record).to_string().as_bytes())?;
         Ok(record)
     }
@@ -212,17 +215,24 @@ impl Site<'_> {
         Ok(vec![ScoredRow { scores, standard_errors }])
     }
 
-    /// Checks that files left by an earlier process in the directory belong to the same cache key and to the same paths
-    /// of model and data; removes the directory otherwise.
-    fn begin(&self, dir: &Path, key: &str) -> Result<(), LabError> {
+    /// Keeps what an earlier process left in the directory for the same keys and the same paths of model and data. If only
+    /// the scoring has changed, removes the scores; otherwise everything.
+    fn begin(&self, work: &Work, dir: &Path, key: &StageKey) -> Result<(), LabError> {
         let note = dir.join("key");
-        let key = format!("{key}\n{}\n{}\n", HubSnapshot::source_name(&self.config.model), self.config.data.display());
-        if std::fs::read_to_string(&note).is_ok_and(|text| text == key) {
+        let (model, data) = (HubSnapshot::source_name(&self.config.model), self.config.data.display());
+        let made = format!("{}\n{model}\n{data}\n", key.made);
+        let all = format!("{made}{}\n", key.scored);
+        let saved = std::fs::read_to_string(&note).unwrap_or_default();
+        if saved == all {
             return Ok(());
         }
-        std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
-        std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
-        Ok(write_file(&note, key.as_bytes())?)
+        if saved.starts_with(&made) {
+            remove_scores(work, dir)?;
+        } else {
+            std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
+            std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
+        }
+        Ok(write_file(&note, all.as_bytes())?)
     }
 
     fn average(&self, models: &[PathBuf], out: &Path) -> Result<(), LabError> {
@@ -242,6 +252,35 @@ impl Site<'_> {
             discard(&model)?;
         }
         Ok(())
+    }
+}
+
+/// Removes the record and all scores of a stage, and puts the new evaluation settings into the configuration of its
+/// sequence, which is continued with them.
+fn remove_scores(work: &Work, dir: &Path) -> Result<(), LabError> {
+    let run = dir.join("run");
+    for path in [dir.join("stage.json"), run.join("matrix.json"), run.join("tables.md")] {
+        remove_if_there(&path, std::fs::remove_file(&path))?;
+    }
+    let rounds = std::fs::read_dir(run.join("rounds")).into_iter().flatten().flatten().map(|entry| entry.path());
+    for scored in rounds.chain([dir.to_owned()]) {
+        let (file, folder) = (scored.join("scores.json"), scored.join("scores"));
+        remove_if_there(&file, std::fs::remove_file(&file))?;
+        remove_if_there(&folder, std::fs::remove_dir_all(&folder))?;
+    }
+    match work {
+        Work::Rounds(config) if run.join("config.toml").exists() => {
+            let path = run.join("config.toml");
+            Ok(write_file(&path, to_toml(&path, config)?.as_bytes())?)
+        }
+        _ => Ok(()),
+    }
+}
+
+fn remove_if_there(path: &Path, removed: std::io::Result<()>) -> Result<(), LabError> {
+    match removed {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(LabError::io(path)(error)),
+        _ => Ok(()),
     }
 }
 

@@ -202,6 +202,62 @@ fn a_change_makes_only_what_it_concerns_again() {
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
 }
 
+/// What a study starts, and its results.
+fn started(config: &StudyConfig, out: &Path) -> (BTreeSet<String>, String) {
+    let mut names = BTreeSet::new();
+    run_study(config, out, &StudyOptions::default(), &Interrupt::default(), &mut |event| {
+        if let StudyEvent::Started { name, .. } = event {
+            names.insert(name);
+        }
+    })
+    .unwrap();
+    (names, results(out))
+}
+
+#[test]
+fn another_evaluation_repeats_no_training() {
+    let world = World::new(Kind::Float);
+    let compare = "compare = ['sequence', 'merge', 'mixture']\nmembers = [3]";
+    let config = StudyConfig { seeds: vec![3], ..own(&world, compare) };
+    let mut other = config.clone();
+    other.eval.max_new_tokens = Some(1);
+    other.eval.tasks = Some(vec!["mood".to_owned(), "first".to_owned()]);
+    let (out, fresh) = (world.path("study"), world.path("fresh"));
+    started(&config, &out);
+    let logs = |method: &str| {
+        let stages = std::fs::read_dir(out.join("stages")).unwrap().map(|stage| stage.unwrap().path());
+        let of_method = stages.filter(|dir| dir.file_name().unwrap().to_string_lossy().contains(method));
+        let rounds = of_method.flat_map(|dir| std::fs::read_dir(dir.join("run/rounds")).unwrap());
+        let logs = rounds.map(|round| round.unwrap().path().join("log.jsonl")).filter(|log| log.exists());
+        let times = logs.map(|log| (log.metadata().unwrap().modified().unwrap(), log));
+        times.collect::<BTreeSet<_>>()
+    };
+    let (lora, full) = (logs("lora"), logs("fft"));
+    assert_eq!((lora.len(), full.len()), (6, 6));
+    let (names, after) = started(&other, &out);
+    assert!(names.contains("base") && names.contains("sequence-lora.seed3") && names.contains("blend-arrow.seed3"));
+    assert_eq!(after, started(&other, &fresh).1, "the results are those of a study that began with these settings");
+    assert_eq!(logs("lora"), lora, "adapters are kept, and not trained again");
+    assert_ne!(logs("fft"), full, "models of earlier rounds were removed, and are needed to score them");
+    assert_eq!(started(&config, &out).1, started(&config, &world.path("first")).1);
+}
+
+#[test]
+fn other_data_of_one_round_concerns_the_stages_that_train_on_it() {
+    let world = World::new(Kind::Float);
+    let config = StudyConfig { seeds: vec![3], ..own(&world, "compare = ['sequence', 'merge']\nmembers = [2]") };
+    let out = world.path("study");
+    started(&config, &out);
+    let rows = world.path("data/mood/train.json");
+    let text = std::fs::read_to_string(&rows).unwrap();
+    std::fs::write(&rows, text.replacen("the", "a", 1)).unwrap();
+    let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
+    let left: Vec<&str> = plan.stages.iter().filter(|stage| !stage.done).map(|stage| stage.name.as_str()).collect();
+    let done = ["base", "one-lora-1-first.seed3", "one-lora-3-largest.seed3", "one-fft-1-first.seed3"];
+    assert!(left.contains(&"sequence-lora.seed3") && left.contains(&"one-fft-2-mood.seed3"), "{left:?}");
+    assert!(left.contains(&"merge-ties-2.seed3") && done.iter().all(|name| !left.contains(name)), "{left:?}");
+}
+
 /// A hand-written study of custom tasks.
 fn own(world: &World, more: &str) -> StudyConfig {
     let text = format!(
@@ -396,6 +452,9 @@ fn wrong_studies_are_refused_before_anything_runs() {
         ("members = [1]", "members: 1 is out of range; expected 2 to 3"),
         ("experts = ['news']", "no round is called `news`"),
         ("[full]\nepochs = 0", "[full]: epochs = 0"),
+        ("threads = 0", "threads: must be at least 1"),
+        ("[[columns]]\nname = 'frist'", "columns: no task `frist` is scored; expected one of first, mood, largest"),
+        ("[[columns]]\nname = 'mood'\nchance = 25.0", "columns: mood: chance = 25 is out of range; expected 0 to 1"),
         ("members = [3, 3]", "members: 3 is listed twice"),
         ("olora = { lambda = [0.5, 0.5] }", "olora.lambda: 0.5 is listed twice"),
         ("replay = -0.5", "fraction"),

@@ -2,7 +2,7 @@
 
 use crate::format::Format;
 use crate::study::Value;
-use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks};
+use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks, width};
 
 use super::bars::{axis, half};
 use super::legend;
@@ -34,6 +34,10 @@ pub(crate) struct Lines {
 }
 
 const HEIGHT: f64 = 118.0;
+/// Size of the labels of the axes.
+const TICK: f64 = SMALL - 0.5;
+/// Smallest range of scores on an axis.
+pub(super) const NARROWEST: f64 = 0.1;
 
 impl Lines {
     pub fn draw(&self, wide: f64) -> Canvas {
@@ -43,15 +47,17 @@ impl Lines {
         if self.panels.iter().any(|p| p.own.is_some()) {
             extras.push(legend::Extra::Own);
         }
-        if self.panels.iter().any(|p| p.chance.is_some()) {
+        if self.panels.iter().any(|p| p.shown_chance().is_some()) {
             extras.push(legend::Extra::Chance);
         }
         let mut y = legend::draw(&mut canvas, 4.0, &names, &extras);
         let side_by_side = if wide >= 600.0 { 4.min(self.panels.len()).max(2) } else { 2 };
         let each = (wide - 18.0 * (side_by_side as f64 - 1.0)) / side_by_side as f64;
+        let labels = self.panels.iter().flat_map(|panel| panel.ticks().into_iter().map(|(_, text)| width(&text, TICK)));
+        let labels = labels.fold(0.0, f64::max) + 6.0;
         for row in self.panels.chunks(side_by_side) {
             for (i, panel) in row.iter().enumerate() {
-                self.panel(&mut canvas, panel, i as f64 * (each + 18.0), y, each);
+                self.panel(&mut canvas, panel, (i as f64 * (each + 18.0), y), each, labels);
             }
             y += HEIGHT + 52.0;
         }
@@ -69,29 +75,29 @@ impl Lines {
         names
     }
 
-    fn panel(&self, canvas: &mut Canvas, panel: &LinePanel, left: f64, top: f64, wide: f64) {
+    /// Draws a panel; `labels` is the space left of its axis.
+    fn panel(&self, canvas: &mut Canvas, panel: &LinePanel, (left, top): (f64, f64), wide: f64, labels: f64) {
         canvas.bold((left, top + 11.0), TEXT, Anchor::Start, Paint::Ink, &panel.title, wide);
         let (top, bottom) = (top + 22.0, top + 22.0 + HEIGHT);
-        let (start, end) = (left + 27.0, left + wide - 6.0);
+        let (start, end) = (left + labels, left + wide - 6.0);
         let last = self.steps.len().saturating_sub(1).max(1);
         let x = |step: usize| start + (end - start) * step as f64 / last as f64;
         let (low, high) = panel.range();
         let y = |value: f64| bottom - (bottom - top) * ((value - low) / (high - low)).clamp(0.0, 1.0);
-        for tick in ticks(low, high, 3) {
+        for (tick, text) in panel.ticks() {
             canvas.line((start, y(tick)), (end, y(tick)), Paint::Grid, 1.0, "");
-            let text = axis(Format::Score(3), tick);
-            canvas.text((start - 5.0, y(tick) + 3.5), SMALL - 0.5, Anchor::End, Paint::Muted, &text, 40.0);
+            canvas.text((start - 5.0, y(tick) + 3.5), TICK, Anchor::End, Paint::Muted, &text, 40.0);
         }
         if let Some(own) = panel.own.filter(|&o| o <= last) {
             canvas.line((x(own), top - 4.0), (x(own), bottom), Paint::Muted, 1.0, "4 3");
         }
-        if let Some(chance) = panel.chance.filter(|c| (low..=high).contains(c)) {
+        if let Some(chance) = panel.shown_chance() {
             canvas.line((start, y(chance)), (end, y(chance)), Paint::Muted, 1.2, "2 2");
         }
         for step in 0..self.steps.len() {
             if step == 0 || step == last || panel.own == Some(step) {
                 let text = if step == 0 { "0".to_owned() } else { step.to_string() };
-                canvas.text((x(step), bottom + 13.0), SMALL - 0.5, Anchor::Middle, Paint::Muted, &text, 40.0);
+                canvas.text((x(step), bottom + 13.0), TICK, Anchor::Middle, Paint::Muted, &text, 40.0);
             }
         }
         for line in &panel.lines {
@@ -126,7 +132,20 @@ impl Lines {
 }
 
 impl LinePanel {
-    /// Returns the lowest and highest value, rounded outwards to the axis's tick step.
+    /// Returns the ticks of the vertical axis, with their labels.
+    fn ticks(&self) -> Vec<(f64, String)> {
+        let (low, high) = self.range();
+        ticks(low, high, 3).into_iter().map(|tick| (tick, axis(Format::Score(3), tick))).collect()
+    }
+
+    /// Returns the score of random guessing if it is in the panel's range.
+    fn shown_chance(&self) -> Option<f64> {
+        let (low, high) = self.range();
+        self.chance.filter(|chance| (low..=high).contains(chance))
+    }
+
+    /// Returns the lowest and highest value of the axis, with a margin. A range of constant scores is widened, so that
+    /// the axis does not resolve differences that have no meaning.
     fn range(&self) -> (f64, f64) {
         let values = self.lines.iter().flat_map(|l| l.values.iter().flatten());
         let ends = values.flat_map(|v| [v.mean - half(v, true), v.mean + half(v, true)]);
@@ -134,7 +153,7 @@ impl LinePanel {
         if low > high {
             return (0.0, 1.0);
         }
-        let margin = (high - low).max(0.02) * 0.08;
+        let margin = ((high - low) * 0.08).max((NARROWEST - (high - low)) / 2.0);
         ((low - margin).max(0.0), (high + margin).min(1.0_f64.max(high)))
     }
 }

@@ -5,6 +5,7 @@ use crate::study::Value;
 use crate::svg::{Anchor, Canvas, Paint, SMALL, TEXT, ticks, width};
 
 use super::bars::{Scale, axis, half};
+use super::lines::NARROWEST;
 
 /// The point of a method.
 #[derive(Clone, Debug)]
@@ -66,7 +67,7 @@ impl Scatter {
         for point in &self.points {
             let (x, y) = (across.x(point.new.mean), up.x(point.old.mean));
             taken.push(Area { left: x - 6.0, top: y - 6.0, right: x + 6.0, bottom: y + 6.0 });
-            self.whiskers(&mut canvas, point, &across, &up);
+            taken.extend(self.whiskers(&mut canvas, point, &across, &up));
         }
         for (i, point) in self.points.iter().enumerate() {
             let (x, y) = (across.x(point.new.mean), up.x(point.old.mean));
@@ -82,16 +83,20 @@ impl Scatter {
         canvas
     }
 
-    fn whiskers(&self, canvas: &mut Canvas, point: &Point, across: &Scale, up: &Scale) {
+    /// Draws the error bars of a point, and returns the areas that they cover.
+    fn whiskers(&self, canvas: &mut Canvas, point: &Point, across: &Scale, up: &Scale) -> Vec<Area> {
         let (x, y) = (point.new.mean, point.old.mean);
         let (a, b) = (half(&point.new, self.seeds), half(&point.old, self.seeds));
-        let paint = Paint::Series(point.colour);
-        if a > 0.0 {
-            canvas.line((across.x(x - a), up.x(y)), (across.x(x + a), up.x(y)), paint, 1.2, "");
+        let bars = [
+            (a > 0.0).then(|| ((across.x(x - a), up.x(y)), (across.x(x + a), up.x(y)))),
+            (b > 0.0).then(|| ((across.x(x), up.x(y + b)), (across.x(x), up.x(y - b)))),
+        ];
+        let mut covered = Vec::new();
+        for (start, end) in bars.into_iter().flatten() {
+            canvas.line(start, end, Paint::Series(point.colour), 1.2, "");
+            covered.push(Area { left: start.0 - 1.5, top: start.1 - 1.5, right: end.0 + 1.5, bottom: end.1 + 1.5 });
         }
-        if b > 0.0 {
-            canvas.line((across.x(x), up.x(y - b)), (across.x(x), up.x(y + b)), paint, 1.2, "");
-        }
+        covered
     }
 
     fn tip(&self, point: &Point, front: bool) -> String {
@@ -117,7 +122,7 @@ fn scale<'v>(values: impl Iterator<Item = &'v Value>, seeds: bool, start: f64, e
     let ends = values.flat_map(|v| [v.mean - half(v, seeds), v.mean + half(v, seeds)]);
     let (low, high) = ends.fold((f64::INFINITY, f64::NEG_INFINITY), |(l, h), v| (l.min(v), h.max(v)));
     let (low, high) = if low > high { (0.0, 1.0) } else { (low, high) };
-    let margin = ((high - low) * 0.09).max(0.005);
+    let margin = ((high - low) * 0.09).max((NARROWEST - (high - low)) / 2.0);
     Scale { low: low - margin, high: high + margin, left: start, right: end }
 }
 
