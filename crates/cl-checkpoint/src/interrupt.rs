@@ -1,5 +1,5 @@
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
 /// A stop request. Long-running work checks it between steps, finishes the current step, saves its state and removes
 /// temporary files.
@@ -16,6 +16,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 #[derive(Clone, Debug, Default)]
 pub struct Interrupt {
     signal: Arc<AtomicUsize>, // 0 for none
+    /// Whether another signal terminates the process.
+    again: Arc<AtomicBool>,
 }
 
 /// Number of SIGINT; a stop requested in code is treated like this signal.
@@ -30,6 +32,19 @@ impl Interrupt {
     /// Whether a stop was requested.
     pub fn requested(&self) -> bool {
         self.signal.load(Ordering::Relaxed) != 0
+    }
+
+    /// Withdraws the request, after whatever it was meant for has stopped. The next signal is the first one again.
+    ///
+    /// ```
+    /// let interrupt = cl_checkpoint::Interrupt::default();
+    /// interrupt.request();
+    /// interrupt.clear();
+    /// assert!(!interrupt.requested());
+    /// ```
+    pub fn clear(&self) {
+        self.signal.store(0, Ordering::Relaxed);
+        self.again.store(false, Ordering::Relaxed);
     }
 
     /// Returns the exit code after a stop: 128 plus the signal's number (130 for Ctrl-C, 143 for SIGTERM). Returns
@@ -55,7 +70,6 @@ impl Interrupt {
         use signal_hook::consts::{SIGINT, SIGTERM};
         use signal_hook::flag;
         let interrupt = Interrupt::default();
-        let second = Arc::new(std::sync::atomic::AtomicBool::new(false));
         let launched = std::env::var("WORLD_SIZE").is_ok_and(|processes| processes.trim() != "1");
         let signals = [
             SIGINT,
@@ -66,9 +80,9 @@ impl Interrupt {
         for signal in signals {
             // The order matters: the first signal finds the condition unset, and sets it for the second signal.
             if !launched {
-                flag::register_conditional_shutdown(signal, 128 + signal, second.clone())?;
+                flag::register_conditional_shutdown(signal, 128 + signal, interrupt.again.clone())?;
             }
-            flag::register(signal, second.clone())?;
+            flag::register(signal, interrupt.again.clone())?;
             flag::register_usize(signal, interrupt.signal.clone(), signal as usize)?;
         }
         #[cfg(unix)]

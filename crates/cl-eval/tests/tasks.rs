@@ -729,6 +729,7 @@ fn task_files_of_lm_eval_are_read_or_refused() {
         ("{test: capitals.jsonl}", "{test: [capitals.jsonl, b.jsonl]}", ["`dataset_kwargs.data_files`", "one file"]),
         ("{test: capitals", "{train: capitals", ["`dataset_kwargs.data_files`", "one file for each split"]),
         ("capitals.jsonl", "gone.jsonl", ["gone.jsonl", "is missing"]),
+        ("dataset_path: json", "dataset_path: csv", ["`dataset_path`", "JSON Lines"]),
         ("task: capitals", "include: gone.yaml\ntask: capitals", ["gone.yaml", "not found"]),
         ("task: capitals", "include: capitals.yaml\ntask: capitals", ["`include`", "16 files"]),
         ("task: capitals", "task: {", ["capitals.yaml", "line"]),

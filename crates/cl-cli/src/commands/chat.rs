@@ -44,27 +44,25 @@ pub fn run(mut args: Args, interrupt: &Interrupt, out: &mut impl Write) -> Resul
     };
     let terminal = stdin().is_terminal() && stderr().is_terminal();
     if terminal {
-        say("/reset, /system TEXT, /exit; Ctrl-C ends a reply");
+        say("/reset, /system TEXT, /exit; Ctrl-C ends a reply, or the program if there is none");
     }
     let mut lines = Lines::new();
-    // The first Ctrl-C ends the reply, the second ends the program.
-    let mut spent = false;
     loop {
         if terminal {
             let _ = write!(stderr(), "> ");
         }
-        let Some(line) = lines.next(&|| interrupt.requested() && !spent)? else { break };
+        let Some(line) = lines.next(&|| interrupt.requested())? else { break };
         if line.trim_end() == "/exit" {
             break;
         }
-        conversation.take(&line, &|| interrupt.requested() && !spent, out)?;
-        let by_ctrl_c = interrupt.exit_code() == Some(CTRL_C);
-        if interrupt.requested() && !by_ctrl_c {
-            break;
+        conversation.take(&line, &|| interrupt.requested(), out)?;
+        match interrupt.exit_code() {
+            Some(CTRL_C) => interrupt.clear(),
+            Some(_) => break,
+            None => {}
         }
-        spent |= by_ctrl_c;
     }
-    if interrupt.requested() && !spent {
+    if interrupt.requested() {
         bail!("stopped");
     }
     Ok(())

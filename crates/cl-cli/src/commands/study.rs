@@ -8,7 +8,9 @@ use cl_checkpoint::Interrupt;
 use cl_checkpoint::logging::LogArgs;
 use cl_cli::arguments::study::{Args, StageArgs};
 use cl_cli::light::report;
-use cl_lab::{PlannedStage, StudyConfig, StudyOptions, StudyPlan, ZeroStage, plan_study, read_study, run_study};
+use cl_lab::{
+    LabError, PlannedStage, StudyConfig, StudyOptions, StudyPlan, ZeroStage, plan_study, read_study, run_study,
+};
 use cl_report::{StudyResults, Written};
 
 use super::units::{bytes, count, time};
@@ -36,9 +38,16 @@ pub fn run_stages(
         return print_plan(&plan_study(config, dir, &options)?, out);
     }
     let mut progress = StudyProgress::new(log);
-    let results = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event))?;
+    let outcome = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event));
     drop(progress);
-    report::print(&write_report(&results, &dir.join("report"))?, out)
+    let results = match &outcome {
+        Ok(results) => results.clone(),
+        // The report covers the stages that succeeded.
+        Err(LabError::Stages(_)) => StudyResults::read_file(&dir.join("results.json"))?,
+        Err(_) => return Err(outcome.unwrap_err().into()),
+    };
+    report::print(&write_report(&results, &dir.join("report"))?, out)?;
+    outcome.map(|_| ()).map_err(Into::into)
 }
 
 /// Converts the arguments to the options of a study.
@@ -105,6 +114,9 @@ pub fn print_plan(plan: &StudyPlan, out: &mut impl Write) -> Result<()> {
     }
     for rate in &plan.rates {
         writeln!(out, "time: {rate}")?;
+    }
+    for warning in &plan.warnings {
+        writeln!(out, "{warning}")?;
     }
     Ok(())
 }

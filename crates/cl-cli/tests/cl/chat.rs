@@ -132,7 +132,7 @@ fn signal(process: &Child, name: &str) {
 }
 
 #[test]
-fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
+fn an_interrupt_ends_a_reply_and_without_one_the_program() {
     let world = world();
     // Give the model room for a reply that does not end by itself.
     let mut config = world.json("model/config.json");
@@ -162,6 +162,21 @@ fn an_interrupt_ends_a_reply_and_a_second_one_the_program() {
         let said = String::from_utf8(ended.stderr).unwrap();
         assert!(code != 0 || said.contains("(interrupted)"), "{said}");
     }
+    // Every reply can be interrupted.
+    let mut process = start(&world, "900000", &["--temperature", "1"]);
+    let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
+    for _ in 0..3 {
+        input.write_all(b"a\n").unwrap();
+        output.read_exact(&mut [0; 8]).unwrap();
+        signal(&process, "-INT");
+        let mut byte = [0];
+        while byte != [b'\n'] {
+            output.read_exact(&mut byte).unwrap();
+        }
+        std::thread::sleep(std::time::Duration::from_millis(100));
+    }
+    input.write_all(b"/exit\n").unwrap();
+    assert_eq!(process.wait().unwrap().code(), Some(0));
     // While the chat waits for input, one signal ends it.
     for (name, code) in [("-INT", 130), ("-TERM", 143)] {
         let mut process = start(&world, "4", &[]);

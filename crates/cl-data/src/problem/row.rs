@@ -13,8 +13,9 @@ pub enum RowProblem {
     /// The keys belong to no known format.
     #[error(
         "unknown format with keys {}; expected messages; conversations; prompt and answer; prompt and completion; \
-         instruction and output; query and response; question and answer; text. Set the field names in [data.columns], \
-         for example columns = {{ prompt = \"…\", answer = \"…\" }}",
+         instruction and output; query and response; question and answer; text. Set the names of the fields \
+         with `columns`, for example columns = {{ prompt = \"…\", answer = \"…\" }}; for rows to be scored, write a \
+         task description",
         list(keys)
     )]
     UnknownFormat {

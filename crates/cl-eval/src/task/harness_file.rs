@@ -257,7 +257,11 @@ impl Keys<'_> {
         let config = self.text("dataset_name")?;
         let arguments = self.keys.remove("dataset_kwargs").unwrap_or_default();
         let fewshot = splits.fewshot.as_ref().filter(|_| !has_samples);
-        if matches!(dataset.as_str(), "json" | "parquet" | "csv" | "text") {
+        if matches!(dataset.as_str(), "csv" | "text") {
+            // Their loaders guess types, or split texts, by rules of their own.
+            return Err(self.expected("dataset_path", "json or parquet: convert the files to JSON Lines"));
+        }
+        if matches!(dataset.as_str(), "json" | "parquet") {
             let of = |split: &str| {
                 let data_files = arguments.get("data_files");
                 let file = match data_files {

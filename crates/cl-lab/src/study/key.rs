@@ -6,6 +6,7 @@
 use std::path::PathBuf;
 
 use cl_data::{Dataset, Profile};
+use cl_train::TrainConfig;
 use serde_json::{Value, json};
 
 use super::graph::{Stage, Work};
@@ -43,7 +44,7 @@ impl World<'_> {
             let of = |key: fn(&StageKey) -> &String| needs.iter().map(|&need| key(&keys[need])).collect::<Vec<_>>();
             let world = json!({"format": 4, "base": self.base, "profile": self.profile});
             let made = hash(&json!([world, self.data(work), for_training(work), of(|key| &key.made)]));
-            let scored = hash(&json!([made, self.scoring, without_paths(work), of(|key| &key.scored)]));
+            let scored = hash(&json!([made, self.scoring, for_scores(work), of(|key| &key.scored)]));
             keys.push(StageKey { made, scored });
         }
         keys
@@ -81,19 +82,28 @@ fn for_training(work: &Work) -> Value {
             let limit = Limits { train: config.limit.train, ..Limits::default() };
             let trained =
                 SequenceConfig { rounds: rounds.collect(), limit, eval: EvalConfig::default(), ..(**config).clone() };
-            without_paths(&Work::Rounds(Box::new(trained)))
+            for_scores(&Work::Rounds(Box::new(trained)))
         }
-        other => without_paths(other),
+        other => for_scores(other),
     }
 }
 
-/// Returns a stage's work without the paths of model and data, whose contents are hashed.
-fn without_paths(work: &Work) -> Value {
+/// Returns a stage's work without the paths of model and data, whose contents are hashed, and without the settings that
+/// change no result.
+fn for_scores(work: &Work) -> Value {
     match work {
         Work::Rounds(config) => {
             let (model, data) = (PathBuf::new(), PathBuf::new());
-            json!({"rounds": SequenceConfig { model, data, ..(**config).clone() }})
+            json!({"rounds": SequenceConfig { model, data, train: computed(&config.train), ..(**config).clone() }})
+        }
+        Work::Routers { train, seed, limit } => {
+            json!(Work::Routers { train: Box::new(computed(train)), seed: *seed, limit: *limit })
         }
         other => json!(other),
     }
+}
+
+/// Returns the training settings that weights depend on: all except which checkpoints and logs are written.
+fn computed(train: &TrainConfig) -> TrainConfig {
+    TrainConfig { save_steps: 0, keep_checkpoints: 0, report_to: Vec::new(), ..train.clone() }
 }

@@ -20,6 +20,9 @@ pub struct StudyPlan {
     pub stages: Vec<PlannedStage>,
     /// How the time estimates were obtained, one line per kind of work.
     pub rates: Vec<String>,
+    /// Warnings about data and settings, as from [`check_sequence`](crate::check_sequence); each starts with
+    /// `warning: `.
+    pub warnings: Vec<String>,
     /// Disk space used after the study, in bytes.
     pub kept_bytes: u64,
     /// Peak disk space, in bytes, with one stage at a time.
@@ -310,7 +313,8 @@ pub(super) fn plan(
             zero_stage: effort.zero_stage.or(too_large),
         });
     }
-    Ok(StudyPlan { stages: planned, rates: rates.lines, kept_bytes, peak_bytes: peak_bytes.max(kept_bytes) })
+    let warnings = Vec::new();
+    Ok(StudyPlan { stages: planned, rates: rates.lines, warnings, kept_bytes, peak_bytes: peak_bytes.max(kept_bytes) })
 }
 
 struct Planner<'a> {

@@ -13,7 +13,7 @@ use cl_data::{ChatTemplate, Dataset, Encoding};
 use cl_eval::{Column, Task, TaskGroup};
 use cl_report::StudyResults;
 use cl_torch::tch::Device;
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::board::{Board, News, Stages, State, Unwinding};
 use super::config::{ColumnConfig, StudyConfig};
@@ -27,7 +27,7 @@ use crate::check::{Checked, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
 use crate::problem::StudyProblem;
-use crate::{Event, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig};
+use crate::{Event, Finding, Gpus, LabError, ModelRef, Observer, Round, SequenceConfig, check_sequence};
 
 /// Options of a study.
 #[derive(Clone, Debug, Default)]
@@ -165,7 +165,13 @@ pub fn plan_study(config: &StudyConfig, out: &Path, options: &StudyOptions) -> R
     let encoding = Encoding { tokenizer: &tokenizer, chat: chat.as_ref(), max_length, profile: config.profile };
     let longest = study.sequence.eval.max_length;
     let sizes = StudySizes::of(checkpoint.config().clone(), &study.datasets, encoding, &study.tasks, longest)?;
-    plan(config, &study.stages, &study.wanted, &records, &sizes, options)
+    let plan = plan(config, &study.stages, &study.wanted, &records, &sizes, options)?;
+    let findings = check_sequence(&study.sequence).into_iter();
+    let warnings = findings.filter_map(|finding| match finding {
+        Finding::Fact(fact) if fact.starts_with("warning: ") => Some(fact),
+        _ => None,
+    });
+    Ok(StudyPlan { warnings: warnings.collect(), ..plan })
 }
 
 struct Study<'a> {

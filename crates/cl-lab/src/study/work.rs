@@ -223,14 +223,19 @@ impl Site<'_> {
         let made = format!("{}\n{model}\n{data}\n", key.made);
         let all = format!("{made}{}\n", key.scored);
         let saved = std::fs::read_to_string(&note).unwrap_or_default();
-        if saved == all {
-            return Ok(());
-        }
-        if saved.starts_with(&made) {
-            remove_scores(work, dir)?;
-        } else {
+        if !saved.starts_with(&made) {
             std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
             std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
+        } else if saved != all {
+            remove_scores(dir)?;
+        }
+        // A sequence is continued with the new settings.
+        let settings = dir.join("run/config.toml");
+        match work {
+            Work::Rounds(config) if settings.exists() => {
+                write_file(&settings, to_toml(&settings, config)?.as_bytes())?;
+            }
+            _ => {}
         }
         Ok(write_file(&note, all.as_bytes())?)
     }
@@ -255,9 +260,8 @@ impl Site<'_> {
     }
 }
 
-/// Removes the record and all scores of a stage, and puts the new evaluation settings into the configuration of its
-/// sequence, which is continued with them.
-fn remove_scores(work: &Work, dir: &Path) -> Result<(), LabError> {
+/// Removes the record and all scores of a stage.
+fn remove_scores(dir: &Path) -> Result<(), LabError> {
     let run = dir.join("run");
     for path in [dir.join("stage.json"), run.join("matrix.json"), run.join("tables.md")] {
         remove_if_there(&path, std::fs::remove_file(&path))?;
@@ -268,13 +272,7 @@ fn remove_scores(work: &Work, dir: &Path) -> Result<(), LabError> {
         remove_if_there(&file, std::fs::remove_file(&file))?;
         remove_if_there(&folder, std::fs::remove_dir_all(&folder))?;
     }
-    match work {
-        Work::Rounds(config) if run.join("config.toml").exists() => {
-            let path = run.join("config.toml");
-            Ok(write_file(&path, to_toml(&path, config)?.as_bytes())?)
-        }
-        _ => Ok(()),
-    }
+    Ok(())
 }
 
 fn remove_if_there(path: &Path, removed: std::io::Result<()>) -> Result<(), LabError> {

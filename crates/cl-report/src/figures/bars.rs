@@ -115,7 +115,7 @@ impl Panel {
         }
         let above = wide < 340.0 && !self.groups.iter().all(Group::single); // labels above the bars
         let longest = self.groups.iter().map(|g| width(&g.label, TEXT)).fold(0.0, f64::max);
-        let label = if above { 0.0 } else { (longest + 10.0).min(wide * 0.36) };
+        let label = if above { 0.0 } else { (longest + 10.0).min(wide * 0.42) };
         let scale = self.scale(left + label, wide - label);
         let first = y;
         let bottom = y + self.groups.iter().map(|g| height(g, above)).sum::<f64>() - BETWEEN + 4.0;
