@@ -1,3 +1,5 @@
+#![expect(clippy::mutable_key_type, reason = "patterns are ordered by their keys, which do not change")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
 use cl_checkpoint::{LayerKind, ModulePattern, lora_scaling};

@@ -1,6 +1,7 @@
 //! Keys of PEFT's `rank_pattern` and `alpha_pattern`.
 
 use std::fmt;
+use std::sync::Arc;
 
 use regex::Regex;
 use serde::{Deserialize, Serialize};
@@ -29,7 +30,8 @@ pub struct ModulePattern {
 #[derive(Clone)]
 enum Matcher {
     Name(Name),
-    Expression(Regex),
+    /// Shared by clones, because a cloned [`Regex`] allocates memory for matching.
+    Expression(Arc<Regex>),
 }
 
 /// A key without operators other than `.`, such as `q_proj`, `layers.0.mlp` or `^layers\.0\.mlp`.
@@ -96,7 +98,7 @@ impl From<String> for ModulePattern {
     fn from(key: String) -> ModulePattern {
         let matcher = match Name::of(&key) {
             Some(name) => Ok(Matcher::Name(name)),
-            None => expression(&key).map(Matcher::Expression),
+            None => expression(&key).map(|regex| Matcher::Expression(Arc::new(regex))),
         };
         ModulePattern { key, matcher }
     }
