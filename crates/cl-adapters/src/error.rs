@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
 /// Errors of creating, loading, saving or folding an adapter.
+///
+/// Messages are complete: they include the messages of their causes, and `source` returns none of these.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
@@ -28,7 +30,7 @@ pub enum AdapterError {
         /// The string.
         pattern: String,
         /// Why it does not parse.
-        source: regex::Error,
+        r#source: regex::Error,
     },
     /// An adapter has a module that the model does not have.
     #[error("{path}: adapter module `{module}` is neither a linear layer nor the embedding of this model")]
@@ -62,7 +64,6 @@ pub enum AdapterError {
         /// The tensor.
         tensor: String,
         /// What is wrong with it.
-        #[source]
         problem: WholeProblem,
     },
     /// An embedding or output head has a magnitude vector.

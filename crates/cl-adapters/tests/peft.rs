@@ -464,7 +464,7 @@ fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_origi
         let bare = logits(&model, &fixture.sequences);
         let mut lora: LoraConfig = serde_json::from_value(case.lora.clone()).unwrap();
         lora.init_lora_weights = serde_json::from_value(json!(init)).unwrap();
-        lora.rank_pattern.insert("[qk]_proj".to_owned(), 2);
+        lora.rank_pattern.insert("[qk]_proj".into(), 2);
         model.add_lora(&lora, 5).unwrap();
         let distance =
             |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).map(|(a, b)| largest_difference(a, b)).fold(0.0, f64::max);

@@ -7,6 +7,8 @@ use crate::problem::Problem;
 use crate::recipe::error::ConfigError;
 
 /// The error type of this crate. Every message says what is wrong and where, and how to proceed if possible.
+///
+/// Messages are complete: they include the messages of their causes, and `source` therefore returns `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -57,7 +59,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: ConfigError,
+        r#source: ConfigError,
     },
     /// All problems of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
@@ -84,7 +86,7 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
         /// The error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
 }
 

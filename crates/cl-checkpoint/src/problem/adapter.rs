@@ -19,7 +19,7 @@ pub enum AdapterProblem {
         /// The key.
         key: String,
         /// The error of the crate `regex`.
-        source: regex::Error,
+        r#source: regex::Error,
     },
     /// The adapter is of a kind that is not supported.
     #[error("{feature} adapters are not supported; use a plain LoRA adapter")]

@@ -6,7 +6,7 @@ pub enum IndexProblem {
     #[error("not a valid shard index: {source}")]
     Json {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// It lists no tensors.
     #[error("`weight_map` names no tensor")]

@@ -8,7 +8,7 @@ pub enum TensorProblem {
     #[error("{source}")]
     Entry {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// Its size cannot be computed.
     #[error("shape {shape:?} of {dtype:?} is not a whole number of bytes, or too large")]
@@ -87,10 +87,10 @@ pub enum TensorProblem {
     #[error("is computed, and can be read by parts only")]
     Computed,
     /// It is computed while it is read, and the computation failed.
-    #[error("{source}")]
+    #[error("{}", crate::files::with_causes(source.as_ref()))]
     NotComputed {
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -45,7 +45,7 @@ impl Models {
         let files = toy::tokenizer_files();
         base.save(&models.path("base"), Kind::Float, &config, &files, Manifest::new("model"), false).unwrap();
         models.adapter("x", AdapterConfig { r: 2, lora_alpha: 4.0, ..Default::default() }, &|_| true);
-        let rank_pattern = vec![("down_proj".to_owned(), 5)];
+        let rank_pattern = vec![("down_proj".into(), 5)];
         models.adapter(
             "y",
             AdapterConfig { r: 3, lora_alpha: 2.0, use_rslora: true, rank_pattern, ..Default::default() },

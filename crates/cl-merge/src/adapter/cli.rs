@@ -465,10 +465,10 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     let targets = serde_json::to_string(&info.targets)?;
     writeln!(out, "  targets     {targets}")?;
     for (name, rank) in &info.rank_pattern {
-        writeln!(out, "  rank of     {name}: {rank}")?;
+        writeln!(out, "  rank of     {}: {rank}", name.key())?;
     }
     for (name, alpha) in &info.alpha_pattern {
-        writeln!(out, "  alpha of    {name}: {alpha}")?;
+        writeln!(out, "  alpha of    {}: {alpha}", name.key())?;
     }
     writeln!(out, "  parameters  {} in {}", info.parameters, info.dtypes.join(", "))?;
     if let Some(feature) = &info.unsupported {

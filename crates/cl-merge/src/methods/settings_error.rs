@@ -6,14 +6,14 @@
 pub enum SettingsError {
     /// A parameter is missing or has the wrong type.
     #[error("{}", .0.to_string().trim())]
-    Unreadable(#[source] Box<toml::de::Error>),
+    Unreadable(Box<toml::de::Error>),
     /// A list or a table is neither a gradient nor a set of filters.
     #[error("`{parameter}`: {}", source.to_string().trim())]
     Varying {
         /// The parameter.
         parameter: String,
         /// The parser's error.
-        source: Box<toml::de::Error>,
+        r#source: Box<toml::de::Error>,
     },
     /// A value cannot be represented in TOML.
     #[error(transparent)]

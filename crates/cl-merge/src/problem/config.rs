@@ -23,13 +23,19 @@ pub enum ConfigProblem {
         /// Whether these are the methods for adapters.
         for_adapters: bool,
     },
-    /// The merge file names another method than the given one.
-    #[error("the method is `{method}`, but the file names `{named}`")]
-    OtherMethod {
-        /// The given method.
+    /// A method is added under a name that another method has.
+    #[error("a method called `{method}` exists; choose another name")]
+    MethodNamedTwice {
+        /// The name.
         method: &'static str,
-        /// The one in the file.
-        named: String,
+    },
+    /// A method that is added lists a parameter that it does not describe.
+    #[error("{method} lists the parameter `{parameter}` without describing it; add it to `own_parameters`")]
+    NotDescribed {
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        parameter: &'static str,
     },
     /// The method has no such parameter.
     #[error(

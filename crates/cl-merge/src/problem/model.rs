@@ -128,7 +128,7 @@ pub enum ModelProblem {
     #[error("{source}; `previous` is the output of an earlier opcm merge")]
     NoState {
         /// The error of reading it.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The state of an earlier merge is invalid.
     #[error(transparent)]

@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use cl_checkpoint::{Checkpoint, Interrupt, TensorSource};
+use cl_merge::methods::SettingsError;
 use cl_merge::{Error, MergeFile, MergeOptions, Plan, check_output, merge, run_file};
 
 use super::models::Llama;
@@ -345,4 +346,46 @@ fn types_that_are_no_numbers_are_told_once_and_eight_bits_are_read() {
     let scaled = as_dtype("scaled", &tuned[0], Dtype::F8_E4M3, &["model.norm.weight_scale_inv"]);
     let message = planned(&linear(&[&scaled, &tuned[1]])).err().unwrap();
     assert!(message.contains("mean something only times scales such as `model.norm.weight_scale_inv`"), "{message}");
+}
+
+/// `{:#}` of anyhow prints an error with all of its causes.
+#[test]
+fn no_message_contains_that_of_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        MergeFile::read(&path).unwrap_err()
+    };
+    let problems = |text: &str| match Plan::new(&file(text).stages[0]) {
+        Err(Error::Problems(problems)) => problems,
+        other => panic!("{:?}", other.err()),
+    };
+    let broken = folder.path().join("broken");
+    fs::create_dir(&broken).unwrap();
+    fs::write(broken.join("config.json"), "{").unwrap();
+    let wrong_type = || Box::new(toml::from_str::<toml::Table>("a = ").unwrap_err());
+    let io = |kind: std::io::ErrorKind| Error::Io { path: "out".into(), source: kind.into() };
+    let mut errors: Vec<Box<dyn std::error::Error>> = vec![
+        MergeFile::read(&folder.path().join("nowhere")).unwrap_err().into(),
+        read("a.toml", "method = 3").into(),
+        read("a.yaml", "merge_method: [").into(),
+        read("a", "merge_method: linear").into(),
+        read("b.yaml", "merge_method: linear\ntokenizer: {tokens: {<a>: {source: {kind: one}}}}\n").into(),
+        io(std::io::ErrorKind::NotFound).into(),
+        io(std::io::ErrorKind::Interrupted).into(),
+        SettingsError::Unreadable(wrong_type()).into(),
+        SettingsError::Varying { parameter: "t".to_owned(), source: wrong_type() }.into(),
+    ];
+    for text in [linear(&[&broken, Path::new("nowhere")]), "[method.ties]\ndensity = 2\ndensty = 1".to_owned()] {
+        errors.extend(problems(&text).into_iter().map(Box::from));
+    }
+    assert!(errors.len() > 12, "{errors:?}");
+    for error in errors {
+        let mut error: &dyn std::error::Error = &*error;
+        while let Some(cause) = error.source() {
+            assert!(!error.to_string().contains(&cause.to_string()), "{error:?}");
+            error = cause;
+        }
+    }
 }
