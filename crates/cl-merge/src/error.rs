@@ -17,7 +17,8 @@ pub enum Error {
     Checkpoint(#[from] cl_checkpoint::Error),
     /// A value of an input is NaN or an infinity.
     #[error(
-        "{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless. `--allow-non-finite` copies such tensors where they are not merged"
+        "{model}: tensor `{tensor}`: element {index} is {value}; non-finite values cannot be merged. \
+         --allow-non-finite allows them in tensors that are copied unchanged"
     )]
     NotFinite {
         /// The model.
@@ -31,7 +32,8 @@ pub enum Error {
     },
     /// A merged value cannot be represented in the output's dtype.
     #[error(
-        "tensor `{tensor}`: merged element {index} is {value}, which {dtype:?} cannot hold; choose a wider dtype or smaller weights"
+        "tensor `{tensor}`: merged element {index} is {value}, which cannot be represented in {dtype:?}; choose a \
+         dtype with a larger range, or smaller weights"
     )]
     Overflow {
         /// The tensor.

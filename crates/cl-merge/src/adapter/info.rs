@@ -45,7 +45,7 @@ pub struct AdapterInfo {
     pub sources: Vec<Source>,
     /// Modules by name.
     pub modules: Vec<ModuleInfo>,
-    /// Other tensors, besides factors and magnitudes.
+    /// Tensors other than factors and magnitudes.
     pub beside: Vec<BesideInfo>,
     /// `‖ΔW‖` over all modules.
     pub norm: f64,

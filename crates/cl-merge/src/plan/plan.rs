@@ -434,7 +434,7 @@ impl From<Problem> for Obstacle {
     }
 }
 
-/// Plans one tensor, or returns the obstacle. `vocabulary` receives the number of rows of token tables.
+/// Plans one tensor, or returns the problem that prevents it. `vocabulary` receives the number of rows of token tables.
 fn plan_tensor(
     context: &Context<'_>,
     draft: &Draft<'_>,

@@ -134,7 +134,7 @@ impl<'de> Visitor<'de> for MethodVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MethodConfig, A::Error> {
-        let wrong = |what: &str| serde::de::Error::custom(format!("`method` has to name one method, not {what}"));
+        let wrong = |what: &str| serde::de::Error::custom(format!("`method` must name exactly one method, not {what}"));
         let Some((name, parameters)) = map.next_entry()? else { return Err(wrong("none")) };
         match map.next_key::<String>()? {
             None => Ok(MethodConfig { name, parameters }),

@@ -13,9 +13,7 @@ pub enum ConfigError {
     #[error("{}", of_yaml(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>),
     /// The text is not valid TOML, and the file's extension does not say that it should be.
-    #[error(
-        "a file with the extension .yml or .yaml is read as mergekit's YAML, any other as TOML, which this is not: {0}"
-    )]
+    #[error("not valid TOML (only files with the extension .yml or .yaml are read as mergekit's YAML): {0}")]
     Extension(Box<ConfigError>),
     /// The file is empty.
     #[error("the file is empty")]

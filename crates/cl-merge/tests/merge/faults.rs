@@ -53,7 +53,7 @@ fn an_output_never_takes_the_place_of_an_input_or_of_what_is_not_ours() {
     }
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let message = run_file(&file, &out, &overwrite, &|_| ()).unwrap_err().to_string();
-    assert!(message.contains("`notes.txt`, which this program did not write"), "{message}");
+    assert!(message.contains("`notes.txt`, which was not written by this program"), "{message}");
 }
 
 #[test]
@@ -178,7 +178,7 @@ fn numbers_without_measure_are_bounded() {
     let endless =
         text.replace("method = \"linear\"\n", "[method.karcher]\nmax_iter = 1000000000000000000\ntol = 0.0\n");
     let message = planned(&endless).err().unwrap();
-    assert!(message.contains("`max_iter` is 1000000000000000000; it has to be between 0 and 1000000"), "{message}");
+    assert!(message.contains("`max_iter` is 1000000000000000000; it must be between 0 and 1000000"), "{message}");
     let out = folder.path().join("adapter");
     let options = ExtractOptions { rank: usize::MAX, threads: usize::MAX, ..ExtractOptions::default() };
     let report = extract(&base, &tuned[0], &out, &options).unwrap();
@@ -304,7 +304,10 @@ fn weights_of_the_bare_model_are_told_in_one_line() {
     rewritten(&tuned[1], &bare, strip, cl_checkpoint::Dtype::BF16, &[]);
     for models in [[tuned[0].as_path(), &bare], [&bare, tuned[0].as_path()]] {
         let message = planned(&linear(&models)).err().unwrap();
-        assert!(message.contains("was saved from the bare model: its names lack `model.`"), "{message}");
+        assert!(
+            message.contains("was saved without its output head: its tensor names do not start with `model.`"),
+            "{message}"
+        );
         assert_eq!(message.lines().count(), 2, "{message}");
     }
 }
@@ -345,7 +348,7 @@ fn types_that_are_no_numbers_are_told_once_and_eight_bits_are_read() {
 
     let scaled = as_dtype("scaled", &tuned[0], Dtype::F8_E4M3, &["model.norm.weight_scale_inv"]);
     let message = planned(&linear(&[&scaled, &tuned[1]])).err().unwrap();
-    assert!(message.contains("mean something only times scales such as `model.norm.weight_scale_inv`"), "{message}");
+    assert!(message.contains("quantized with separate scales such as `model.norm.weight_scale_inv`"), "{message}");
 }
 
 /// `{:#}` of anyhow prints an error with all of its causes.

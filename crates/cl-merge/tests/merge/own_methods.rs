@@ -121,7 +121,7 @@ fn problems_of_all_stages_are_reported_at_once() {
     let found = problems(&methods());
     for part in [
         "stage second: no method is called `farhtest` (did you mean `farthest`?)",
-        "stage result: method.farthest: `alpha` is 3; it has to be 0 to 2",
+        "stage result: method.farthest: `alpha` is 3; it must be 0 to 2",
         "farthest has no parameter `alhpa` (did you mean `alpha`?); it has alpha",
     ] {
         assert!(found.contains(part), "{part} is not in {found}");
