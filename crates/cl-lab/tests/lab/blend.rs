@@ -340,7 +340,7 @@ fn experts_are_extracted_from_models() {
     let same = refused(format!("model = {:?}\nrank = 2", models.path("base")));
     assert!(same.contains("experts[0]") && same.contains("base"), "{same}");
     for (router, message) in [
-        ("init = 'random', temperature = 2.0", "is used by init"),
+        ("init = 'random', temperature = 2.0", "is used only with init"),
         ("init = 'arrow', temperature = 0.0", "0; expected a positive"),
     ] {
         let base = models.path("base");
