@@ -334,8 +334,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Returns the key of a setting that trains parameters besides the factors, if there is one: such adapters cannot
-    /// be summed.
+    /// Returns the key of a setting that trains parameters in addition to the factors, if there is one: such adapters
+    /// cannot be summed.
     pub fn beyond_factors(&self) -> Option<&'static str> {
         let keys = [
             ("use_dora", self.use_dora),

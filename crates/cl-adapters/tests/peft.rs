@@ -589,7 +589,7 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
                 ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
                 ("lm_head.weight", [61, 16]),
             ],
-            &["base_model.model.lm_head.weight", "does not say that `lm_head` was trained"],
+            &["base_model.model.lm_head.weight", "does not list `lm_head` as trained"],
         ),
     ];
     for (what, tensors, parts) in rows {

@@ -69,7 +69,7 @@ pub enum AdapterProblem {
         module: String,
     },
     /// The length of a magnitude differs from the number of rows of its module.
-    #[error("module `{module}`: expected a magnitude of {expected} values, its shape is {shape:?}")]
+    #[error("module `{module}`: expected a magnitude of {expected} values, but its shape is {shape:?}")]
     MagnitudeShape {
         /// The module.
         module: String,

@@ -16,8 +16,8 @@ pub enum HeaderProblem {
     LfsPointer,
     /// The header would be longer than the file, or than the format allows.
     #[error(
-        "the header claims {declared} bytes, the file has {available} after its first 8 (a header may have {limit}); \
-         truncated or another format"
+        "the header claims {declared} bytes, but the file has {available} after its first 8 (a header can have \
+         {limit}); truncated or another format"
     )]
     Length {
         /// Length of the header, as stored.

@@ -9,7 +9,7 @@ pub enum IndexProblem {
         r#source: serde_json::Error,
     },
     /// It lists no tensors.
-    #[error("`weight_map` names no tensor")]
+    #[error("`weight_map` lists no tensors")]
     NoTensors,
     /// A shard is not a file in the directory.
     #[error("tensor `{tensor}`: `{file}` is not the name of a file in this directory")]

@@ -28,7 +28,7 @@ pub enum TensorProblem {
     },
     /// The size of its shape differs from its number of bytes.
     #[error(
-        "shape {shape:?} of {dtype:?} takes {expected} bytes, data_offsets {offsets:?} hold {}",
+        "shape {shape:?} of {dtype:?} takes {expected} bytes, but data_offsets {offsets:?} contain {}",
         offsets[1] - offsets[0]
     )]
     Length {
@@ -84,7 +84,7 @@ pub enum TensorProblem {
         row: usize,
     },
     /// It is computed while it is read, but was requested in one piece.
-    #[error("is computed, and can be read by parts only")]
+    #[error("is computed on the fly, and can be read only in parts")]
     Computed,
     /// It is computed while it is read, and the computation failed.
     #[error("{}", crate::files::with_causes(source.as_ref()))]
