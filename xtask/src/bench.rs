@@ -113,9 +113,9 @@ fn machine(bench: &Bench) -> Result<String> {
     let rust = version(Path::new("rustc"), &["--version"]);
     Ok(format!(
         "Machine: {cores} cores of {model}; {rust}; {}.\nWall time of whole commands and peak resident memory; inputs in the page \
-         cache. Medians: of {} run(s) of mergekit and of five of cl-merge in the first table, of one and of three (above 20 GB of \
-         input one) in the last; apr once.\nBoth read the same YAML with `dtype: bfloat16`. Our outputs are hashed and synced to \
-         disk, the others' are not.",
+         cache. Medians: of {} run(s) of mergekit and of five of cl-merge in the first table; in the last table, of \
+         one run of mergekit and of three of cl-merge (one above 20 GB of input). apr was run once.\nBoth read the \
+         same YAML with `dtype: bfloat16`. Our outputs are hashed and synced to disk, the others' are not.",
         peers.join("; "),
         bench.runs
     ))
@@ -209,7 +209,7 @@ impl Bench {
             "Reading all seven with `cat` and writing one with `dd` takes {:.2} s + {:.2} s.\n",
             floor.0, floor.1
         )?;
-        writeln!(text, "| method | mergekit | apr | cl-merge | faster than mergekit | of the floor |")?;
+        writeln!(text, "| method | mergekit | apr | cl-merge | faster than mergekit | multiple of the floor |")?;
         writeln!(text, "| --- | --- | --- | --- | --- | --- |")?;
         for (method, parameters, apr) in [
             ("linear", "", Some("average")),
@@ -243,7 +243,10 @@ impl Bench {
             command
         })?;
         writeln!(text, "| `dare_ties`, rescaled by 1 / density | | | {} | | |", cell(Some(ours)))?;
-        writeln!(text, "\nOf the other methods, cl-merge alone, seven models where it takes so many:\n")?;
+        writeln!(
+            text,
+            "\nThe other methods, measured only with cl-merge, with seven models if the method accepts as many:\n"
+        )?;
         writeln!(text, "| method | time, memory |\n| --- | --- |")?;
         for (method, parameters, count) in [
             ("ties", "density = 0.2\n", 7),
@@ -285,7 +288,7 @@ impl Bench {
     /// Measures how time and memory grow with the number and the size of models.
     fn growth(&self, small: &Path, large: Option<&Path>, text: &mut String) -> Result<()> {
         writeln!(text, "### How time and memory grow\n")?;
-        writeln!(text, "Beyond the models that there are, the same files again, under other names.\n")?;
+        writeln!(text, "For more models than are available, the same files are used again under other names.\n")?;
         writeln!(text, "| model | merged | read | `linear`: mergekit | cl-merge | `ties`: mergekit | cl-merge |")?;
         writeln!(text, "| --- | --- | --- | --- | --- | --- | --- |")?;
         for (name, dir, have) in [("135M", Some(small), 7), ("1B", large, 2)] {

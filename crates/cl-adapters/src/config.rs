@@ -1,6 +1,8 @@
+#![expect(clippy::mutable_key_type, reason = "patterns are ordered by their keys, which do not change")]
+
 use std::collections::{BTreeMap, BTreeSet};
 
-use cl_checkpoint::{LayerKind, lora_scaling, module_pattern};
+use cl_checkpoint::{LayerKind, ModulePattern, lora_scaling};
 use cl_torch::Quantization;
 use serde::{Deserialize, Serialize};
 
@@ -30,10 +32,10 @@ pub struct LoraConfig {
     /// Ranks of modules that differ from `r`. A key is a regular expression for the end of a name, starting at a dot or
     /// at the start of the name; if several match, the longest key is used.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub rank_pattern: BTreeMap<String, i64>,
+    pub rank_pattern: BTreeMap<ModulePattern, i64>,
     /// Alphas of modules that differ from `lora_alpha`, by the same rule.
     #[serde(skip_serializing_if = "BTreeMap::is_empty")]
-    pub alpha_pattern: BTreeMap<String, f64>,
+    pub alpha_pattern: BTreeMap<ModulePattern, f64>,
     /// Which biases of the base are trained.
     pub bias: Bias,
     /// Whether to train a bias for every update, `scaling · (B·A·x + b)`.
@@ -241,15 +243,13 @@ impl LoraConfig {
             return parameter("target_modules", "[]".to_owned(), "at least one name, or \"all-linear\"");
         }
         if let Some((key, rank)) = self.rank_pattern.iter().find(|(_, rank)| !(1..=MAX_RANK).contains(*rank)) {
-            return parameter("rank_pattern", format!("{key} = {rank}"), "ranks of at least 1, at most 65,536");
+            return parameter("rank_pattern", format!("{} = {rank}", key.key()), "ranks of at least 1, at most 65,536");
         }
         if let Some((key, alpha)) = self.alpha_pattern.iter().find(|(_, alpha)| !positive(**alpha)) {
-            return parameter("alpha_pattern", format!("{key} = {alpha}"), "positive numbers");
+            return parameter("alpha_pattern", format!("{} = {alpha}", key.key()), "positive numbers");
         }
-        if let Some(key) =
-            self.rank_pattern.keys().chain(self.alpha_pattern.keys()).find(|key| module_pattern(key).is_err())
-        {
-            return parameter("rank_pattern, alpha_pattern", key.clone(), "a regular expression");
+        if let Some(key) = self.rank_pattern.keys().chain(self.alpha_pattern.keys()).find(|key| key.error().is_some()) {
+            return parameter("rank_pattern, alpha_pattern", key.key().to_owned(), "a regular expression");
         }
         if self.init_lora_weights == InitLoraWeights::Orthogonal
             && let Some(odd) = self.rank_pattern.values().chain([&self.r]).find(|r| *r % 2 == 1)
@@ -289,10 +289,10 @@ impl LoraConfig {
         layers.iter().try_for_each(|(name, kind, shape)| self.check_layer(name, *kind, *shape))?;
         let ranks = self.rank_pattern.keys().map(|key| ("rank_pattern", key));
         let mut patterns = ranks.chain(self.alpha_pattern.keys().map(|key| ("alpha_pattern", key)));
-        let idle = |key: &String| module_pattern(key).is_ok_and(|r| !layers.iter().any(|(name, ..)| r.is_match(name)));
+        let idle = |key: &ModulePattern| key.error().is_none() && !layers.iter().any(|(name, ..)| key.is_match(name));
         if let Some((key, pattern)) = patterns.find(|(_, pattern)| idle(pattern)) {
             let expected = "the end of a name among the adapted layers";
-            return Err(AdapterError::Parameter { key, value: format!("`{pattern}`"), expected });
+            return Err(AdapterError::Parameter { key, value: format!("`{}`", pattern.key()), expected });
         }
         let of_tokens = |name: &str, kind| kind == LayerKind::Embedding || name == "lm_head";
         let whole = |entry: &String| ["embed_tokens", "lm_head"].iter().any(|m| entry.ends_with(m));
@@ -334,8 +334,8 @@ impl LoraConfig {
         Ok(())
     }
 
-    /// Returns the key of a setting that trains parameters besides the factors, if there is one: such adapters cannot
-    /// be summed.
+    /// Returns the key of a setting that trains parameters in addition to the factors, if there is one: such adapters
+    /// cannot be summed.
     pub fn beyond_factors(&self) -> Option<&'static str> {
         let keys = [
             ("use_dora", self.use_dora),
@@ -349,21 +349,21 @@ impl LoraConfig {
 
     /// Returns the rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> i64 {
-        pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
+        pattern(&self.rank_pattern, module).unwrap_or(self.r)
     }
 
     /// Returns the scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
     pub fn scaling(&self, module: &str) -> f64 {
-        let alpha = pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha);
+        let alpha = pattern(&self.alpha_pattern, module).unwrap_or(self.lora_alpha);
         lora_scaling(alpha, self.rank(module) as f64, self.use_rslora)
     }
 }
 
 /// Finds the value whose key matches a module by PEFT's rule; since tables are unordered, the longest matching key is
 /// used.
-fn pattern<'m, V>(pairs: &'m BTreeMap<String, V>, module: &str) -> Option<&'m V> {
-    let matching = pairs.iter().filter(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module)));
-    matching.max_by_key(|(key, _)| key.len()).map(|(_, value)| value)
+fn pattern<V: Copy>(pairs: &BTreeMap<ModulePattern, V>, module: &str) -> Option<V> {
+    let matching = pairs.iter().filter(|(key, _)| key.is_match(module));
+    matching.max_by_key(|(key, _)| key.key().len()).map(|(_, value)| *value)
 }
 
 #[cfg(test)]

@@ -1,6 +1,8 @@
 use std::path::PathBuf;
 
 /// Errors of creating, loading, saving or folding an adapter.
+///
+/// Messages are complete: they include the messages of their causes, and `source` returns none of these.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum AdapterError {
@@ -28,7 +30,7 @@ pub enum AdapterError {
         /// The string.
         pattern: String,
         /// Why it does not parse.
-        source: regex::Error,
+        r#source: regex::Error,
     },
     /// An adapter has a module that the model does not have.
     #[error("{path}: adapter module `{module}` is neither a linear layer nor the embedding of this model")]
@@ -62,7 +64,6 @@ pub enum AdapterError {
         /// The tensor.
         tensor: String,
         /// What is wrong with it.
-        #[source]
         problem: WholeProblem,
     },
     /// An embedding or output head has a magnitude vector.
@@ -111,7 +112,7 @@ pub enum WholeProblem {
         ids: Vec<i64>,
     },
     /// The shape of the tensor differs from what the adapter needs.
-    #[error("expected {expected:?}, its shape is {found:?}")]
+    #[error("expected {expected:?}, but its shape is {found:?}")]
     Shape {
         /// The needed shape.
         expected: Vec<i64>,
@@ -119,7 +120,7 @@ pub enum WholeProblem {
         found: Vec<usize>,
     },
     /// The shape of the tensor differs from the base model's.
-    #[error("its shape is {found:?}, the base model's {base:?}")]
+    #[error("its shape is {found:?}, but that of the base model is {base:?}")]
     ShapeOfBase {
         /// Its shape.
         found: Vec<i64>,
@@ -127,11 +128,12 @@ pub enum WholeProblem {
         base: Vec<i64>,
     },
     /// The base model has no such tensor.
-    #[error("neither a factor nor a tensor of the base model")]
+    #[error("is neither a LoRA factor nor a tensor of the base model")]
     NotInBase,
     /// The tensor differs from the base model's, but is not marked as trained.
     #[error(
-        "neither a factor nor the base model's own, and adapter_config.json does not say that `{module}` was trained"
+        "is neither a LoRA factor nor a copy of the base model's tensor, and adapter_config.json does not list \
+         `{module}` as trained"
     )]
     Untrained {
         /// Its module.

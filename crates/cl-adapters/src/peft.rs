@@ -65,11 +65,11 @@ pub fn save_lora<'a>(
         let [a, b] = factors(lora, site.start);
         let rank = a.size()[0];
         if rank != peft.r as i64 {
-            peft.rank_pattern.push((site.name.to_owned(), rank as usize));
+            peft.rank_pattern.push((site.name.into(), rank as usize));
         }
         if lora_scaling(peft.lora_alpha, rank as f64, config.use_rslora) != lora.scaling {
             let alpha = alpha_for(lora.scaling, rank as usize, config.use_rslora);
-            peft.alpha_pattern.push((site.name.to_owned(), alpha));
+            peft.alpha_pattern.push((site.name.into(), alpha));
         }
         let (a_shape, b_shape) = (shape(&a), shape(&b));
         let module = AdapterModule { name: site.name.to_owned(), kind: site.kind, a_shape, b_shape, dora: false };

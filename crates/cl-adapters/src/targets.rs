@@ -102,6 +102,13 @@ mod tests {
     }
 
     #[test]
+    fn an_invalid_regular_expression_is_an_error_that_says_so_once() {
+        let error = Targets::new(&TargetModules::Pattern("(q_proj".into()), &LAYERS).err().unwrap();
+        assert!(error.to_string().contains("unclosed group"), "{error}");
+        assert!(std::error::Error::source(&error).is_none());
+    }
+
+    #[test]
     fn a_misspelt_name_is_an_error_that_lists_the_right_ones() {
         let target = TargetModules::Names(vec!["q_proj".into(), "v_porj".into()]);
         let message = Targets::new(&target, &LAYERS).err().unwrap().to_string();

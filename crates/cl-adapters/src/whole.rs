@@ -1,4 +1,4 @@
-//! Parameters that an adapter trains besides its factors: whole modules, biases, and individual token rows.
+//! Parameters that an adapter trains in addition to its LoRA factors: whole modules, biases, and individual token rows.
 
 use std::collections::{BTreeMap, BTreeSet};
 

@@ -75,7 +75,7 @@ fn earlier_with(dir: &Path, layers: &[Layer], index: usize, b: f64) -> Adapter {
     for layer in layers.iter().filter(|l| l.earlier.len() > index) {
         let a = tensor(&layer.earlier[index]);
         let rank = a.size()[0];
-        config.rank_pattern.push((layer.name.clone(), rank as usize));
+        config.rank_pattern.push((layer.name.as_str().into(), rank as usize));
         let b = Tensor::full([layer.b.len() as i64, rank], b, (Kind::Float, Device::Cpu));
         for (factor, t) in [("A", a), ("B", b)] {
             let name = format!("base_model.model.{}.lora_{factor}.weight", layer.name);

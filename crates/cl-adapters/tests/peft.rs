@@ -464,7 +464,7 @@ fn an_adapter_started_from_the_weight_changes_nothing_and_is_saved_for_the_origi
         let bare = logits(&model, &fixture.sequences);
         let mut lora: LoraConfig = serde_json::from_value(case.lora.clone()).unwrap();
         lora.init_lora_weights = serde_json::from_value(json!(init)).unwrap();
-        lora.rank_pattern.insert("[qk]_proj".to_owned(), 2);
+        lora.rank_pattern.insert("[qk]_proj".into(), 2);
         model.add_lora(&lora, 5).unwrap();
         let distance =
             |a: &[Tensor], b: &[Tensor]| a.iter().zip(b).map(|(a, b)| largest_difference(a, b)).fold(0.0, f64::max);
@@ -589,7 +589,7 @@ fn unknown_modules_wrong_shapes_and_stray_tensors_are_refused_by_name() {
                 ("model.layers.0.self_attn.q_proj.lora_B.weight", [16, 2]),
                 ("lm_head.weight", [61, 16]),
             ],
-            &["base_model.model.lm_head.weight", "does not say that `lm_head` was trained"],
+            &["base_model.model.lm_head.weight", "does not list `lm_head` as trained"],
         ),
     ];
     for (what, tensors, parts) in rows {

@@ -1,11 +1,10 @@
 use std::collections::BTreeMap;
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
-use crate::ordered_map;
 use crate::problem::AdapterProblem;
+use crate::{ModulePattern, ordered_map};
 
 /// PEFT's `adapter_config.json`. Field names are its keys; keys that are not listed here are kept unchanged.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -41,10 +40,10 @@ pub struct AdapterConfig {
     pub init_lora_weights: Value,
     /// Ranks of modules that differ from `r`, by pattern; the first matching pattern applies.
     #[serde(with = "ordered_map")]
-    pub rank_pattern: Vec<(String, usize)>,
+    pub rank_pattern: Vec<(ModulePattern, usize)>,
     /// Alphas of modules that differ from `lora_alpha`, by pattern; the first matching pattern applies.
     #[serde(with = "ordered_map")]
-    pub alpha_pattern: Vec<(String, f64)>,
+    pub alpha_pattern: Vec<(ModulePattern, f64)>,
     /// All other keys.
     #[serde(flatten)]
     pub other: BTreeMap<String, Value>,
@@ -103,7 +102,7 @@ impl Default for AdapterConfig {
 impl AdapterConfig {
     /// Returns the rank of a module, including `rank_pattern`.
     pub fn rank(&self, module: &str) -> usize {
-        pattern(&self.rank_pattern, module).copied().unwrap_or(self.r)
+        pattern(&self.rank_pattern, module).unwrap_or(self.r)
     }
 
     /// Returns the scaling of a module's `B·A`: `alpha / r`, or `alpha / √r` with rsLoRA, including patterns.
@@ -119,7 +118,7 @@ impl AdapterConfig {
 
     /// Returns the alpha of a module, including `alpha_pattern`.
     pub(crate) fn alpha(&self, module: &str) -> f64 {
-        pattern(&self.alpha_pattern, module).copied().unwrap_or(self.lora_alpha)
+        pattern(&self.alpha_pattern, module).unwrap_or(self.lora_alpha)
     }
 
     /// Returns the name of the first unsupported feature, if there is one. Factors, magnitudes, fully trained modules,
@@ -152,29 +151,20 @@ impl AdapterConfig {
             return Some(AdapterProblem::RankZero);
         }
         if let Some((key, _)) = self.rank_pattern.iter().find(|(_, rank)| *rank == 0) {
-            return Some(AdapterProblem::PatternRankZero { key: key.clone() });
+            return Some(AdapterProblem::PatternRankZero { key: key.key().to_owned() });
         }
         let ranks = self.rank_pattern.iter().map(|(key, _)| ("rank_pattern", key));
         let mut patterns = ranks.chain(self.alpha_pattern.iter().map(|(key, _)| ("alpha_pattern", key)));
         patterns.find_map(|(map, key)| {
-            let source = module_pattern(key).err()?;
-            Some(AdapterProblem::Pattern { map, key: key.clone(), source })
+            let source = key.error()?.clone();
+            Some(AdapterProblem::Pattern { map, key: key.key().to_owned(), source })
         })
     }
 }
 
-/// Finds a module's value by PEFT's rule: a key is a regular expression that must match the end of the name, starting
-/// after a dot or at the beginning. The first matching key applies.
-fn pattern<'m, V>(pairs: &'m [(String, V)], module: &str) -> Option<&'m V> {
-    pairs.iter().find(|(key, _)| module_pattern(key).is_ok_and(|r| r.is_match(module))).map(|(_, v)| v)
-}
-
-/// Compiles a key of PEFT's patterns. It matches at the end of a name, starting after a dot or at the beginning.
-///
-/// # Errors
-/// Returns an error if the regular expression is invalid.
-pub fn module_pattern(key: &str) -> Result<Regex, regex::Error> {
-    Regex::new(&format!(r"^(.*\.)?(?:{key})$"))
+/// Finds a module's value by PEFT's rule: the first matching key applies.
+fn pattern<V: Copy>(pairs: &[(ModulePattern, V)], module: &str) -> Option<V> {
+    pairs.iter().find(|(key, _)| key.is_match(module)).map(|(_, value)| *value)
 }
 
 /// Returns the scaling `alpha / rank`, or `alpha / √rank` with rsLoRA.

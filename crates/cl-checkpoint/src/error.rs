@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 use crate::problem::{AdapterProblem, HeaderProblem, IndexProblem, Obstacle, PlanProblem, TensorProblem};
 
 /// Error in reading or writing checkpoints. Every message names the file, and the tensor if there is one.
+///
+/// Messages are complete: they include the messages of their causes, and `source` therefore returns `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,7 +14,7 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A required file is missing.
     #[error("{path}: not found; {hint}")]
@@ -52,7 +54,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: HeaderProblem,
     },
     /// A tensor's entry in the header is invalid, or the tensor cannot be read as requested.
@@ -63,7 +64,6 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        #[source]
         problem: Box<TensorProblem>,
     },
     /// There is no such tensor.
@@ -80,7 +80,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The JSON is not an object.
     #[error("{path}: expected a JSON object")]
@@ -94,7 +94,6 @@ pub enum Error {
         /// The index.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: Box<IndexProblem>,
     },
     /// A tensor has a NaN or infinite value.
@@ -121,7 +120,6 @@ pub enum Error {
         /// The output.
         path: PathBuf,
         /// What it is or contains.
-        #[source]
         obstacle: Obstacle,
     },
     /// The output overlaps with an input or with the working directory.
@@ -154,7 +152,6 @@ pub enum Error {
         /// The output.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: Box<PlanProblem>,
     },
     /// The adapter directory is invalid.
@@ -163,7 +160,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: Box<AdapterProblem>,
     },
 }

@@ -24,14 +24,13 @@
 use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet};
 
-use regex::Regex;
 use serde_json::Value;
 
 use crate::adapter::{LayerKind, PREFIX};
 use crate::adapter_config::alpha_for;
 use crate::convert::{from_f32, to_f32};
 use crate::fused_experts::{ExpertRanks, INNER, KEY, Layout, OF_EXPERTS, RANKS, Ranks, WEIGHT};
-use crate::{AdapterConfig, Dtype, TargetModules, TensorSpec, module_pattern};
+use crate::{AdapterConfig, Dtype, ModulePattern, TargetModules, TensorSpec};
 
 /// The modules of experts of a base model, such as `model.layers.0.mlp.experts` or
 /// `model.layers.0.block_sparse_moe.experts`, with their numbers of experts.
@@ -303,7 +302,7 @@ fn configuration(
         Some(TargetModules::List(list)) => list.iter().filter(|name| !is_converted(layout, name)).cloned().collect(),
         _ => rest.iter().map(|&name| name.to_owned()).collect(),
     }));
-    let stays = |key: &str| module_pattern(key).is_ok_and(|key| rest.iter().any(|module| key.is_match(module)));
+    let stays = |key: &ModulePattern| rest.iter().any(|module| key.is_match(module));
     new.rank_pattern.retain(|(key, _)| stays(key));
     new.alpha_pattern.retain(|(key, _)| stays(key));
     let groups = groups(base, parameters);
@@ -338,14 +337,13 @@ fn groups<'p>(base: &BaseExperts, parameters: &'p [Parameter]) -> Vec<(Option<St
 
 /// Returns a pattern's pairs, preceded by those of the parameters for which they give another value.
 fn patterns<V: Copy + PartialEq>(
-    pairs: Vec<(String, V)>,
+    pairs: Vec<(ModulePattern, V)>,
     default: V,
     groups: &[(Option<String>, Vec<&Parameter>)],
     value: impl Fn(&Parameter) -> V,
-) -> Vec<(String, V)> {
-    let keys: Vec<(Regex, V)> = pairs.iter().filter_map(|(key, v)| Some((module_pattern(key).ok()?, *v))).collect();
+) -> Vec<(ModulePattern, V)> {
     let right = |parameter: &&&Parameter| {
-        let found = keys.iter().find(|(key, _)| key.is_match(&parameter.name));
+        let found = pairs.iter().find(|(key, _)| key.is_match(&parameter.name));
         found.map_or(default, |(_, value)| *value) == value(parameter)
     };
     let mut new = Vec::new();
@@ -354,9 +352,9 @@ fn patterns<V: Copy + PartialEq>(
         let Some(first) = wrong.first().map(|parameter| value(parameter)) else { continue };
         match entry {
             Some(entry) if members.iter().all(|parameter| value(parameter) == first) => {
-                new.push((entry.clone(), first))
+                new.push((entry.as_str().into(), first))
             }
-            _ => new.extend(wrong.iter().map(|p| (format!("^{}", regex::escape(&p.name)), value(p)))),
+            _ => new.extend(wrong.iter().map(|p| (format!("^{}", regex::escape(&p.name)).into(), value(p)))),
         }
     }
     new.extend(pairs);
@@ -459,8 +457,8 @@ mod tests {
         for case in cases {
             let modules: Vec<(&str, usize)> = case.iter().map(|(name, rank)| (name.as_str(), *rank)).collect();
             let mut config = AdapterConfig { r: 2, target_modules: targets(&modules), ..AdapterConfig::default() };
-            config.rank_pattern = modules.iter().map(|(name, rank)| ((*name).to_owned(), *rank)).collect();
-            config.alpha_pattern = vec![(name(1, "gate_proj"), 16.0)];
+            config.rank_pattern = modules.iter().map(|(name, rank)| ((*name).into(), *rank)).collect();
+            config.alpha_pattern = vec![(name(1, "gate_proj").into(), 16.0)];
             let (stored, tensors, adapter) = written(&config, &modules, &base("mlp.experts"));
             assert!(stored.other[KEY][0].as_str().unwrap().starts_with(M), "named in full: {:?}", stored.other);
             for (spec, bytes) in &tensors {
@@ -500,12 +498,8 @@ mod tests {
         assert!(fused(&config, &modules, &base("block_sparse_moe.experts")), "a layer is missing");
         assert!(fused(&AdapterConfig { use_rslora: true, ..config.clone() }, &modules, &one));
         assert!(fused(&AdapterConfig { lora_dropout: 0.1, ..config.clone() }, &modules, &one), "PEFT refuses dropout");
-        assert!(fused(
-            &AdapterConfig { alpha_pattern: vec![("w1".to_owned(), 3.0)], ..config.clone() },
-            &modules,
-            &one
-        ));
-        let zero = AdapterConfig { alpha_pattern: vec![("0.w1".to_owned(), 0.0)], ..config.clone() };
+        assert!(fused(&AdapterConfig { alpha_pattern: vec![("w1".into(), 3.0)], ..config.clone() }, &modules, &one));
+        let zero = AdapterConfig { alpha_pattern: vec![("0.w1".into(), 0.0)], ..config.clone() };
         let (_, _, adapter) = written(&zero, &modules, &one);
         let finite =
             |name: &&str| to_f32(Dtype::F32, adapter.bytes(name).unwrap()).unwrap().iter().all(|v| v.is_finite());

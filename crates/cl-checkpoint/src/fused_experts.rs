@@ -28,7 +28,6 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::OnceLock;
 
-use regex::Regex;
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
@@ -37,7 +36,7 @@ use crate::adapter_config::{alpha_for, nearly};
 use crate::files::{MAX_CONFIG, read_file};
 use crate::problem::AdapterProblem;
 use crate::{
-    AdapterConfig, BaseExperts, Error, SafetensorsFile, TargetModules, TensorInfo, TensorSource, module_pattern,
+    AdapterConfig, BaseExperts, Error, ModulePattern, SafetensorsFile, TargetModules, TensorInfo, TensorSource,
 };
 
 pub(crate) const KEY: &str = "target_parameters";
@@ -514,11 +513,9 @@ fn expanded_config(
     new.other.remove(KEY);
     let modules: Vec<String> = tensors.keys().filter_map(|name| module_of(name)).collect();
     // Keys that were written for parameters in blocks match no module.
-    let rest = |key: &str| {
-        module_pattern(key).is_ok_and(|key| {
-            let of_blocks = parameters.iter().any(|p| p.blocks.is_some() && key.is_match(&p.full()));
-            !of_blocks || modules.iter().any(|module| key.is_match(module))
-        })
+    let rest = |key: &ModulePattern| {
+        let of_blocks = parameters.iter().any(|p| p.blocks.is_some() && key.is_match(&p.full()));
+        !of_blocks || modules.iter().any(|module| key.is_match(module))
     };
     new.rank_pattern.retain(|(key, _)| rest(key));
     new.alpha_pattern.retain(|(key, _)| rest(key));
@@ -573,19 +570,18 @@ fn shortened(module: &str, parameter: &Parameter<'_>, entry: &str) -> String {
 /// Returns a pattern's pairs, preceded by pairs for the expanded modules if they need any: its keys are written for
 /// parameters. `value` returns the value of a parameter's module with a rank.
 fn patterns<V: Copy + PartialEq>(
-    pairs: Vec<(String, V)>,
+    pairs: Vec<(ModulePattern, V)>,
     default: V,
     parameters: &[Parameter<'_>],
     layout: Layout,
     value: impl Fn(&Parameter<'_>, usize) -> V,
-) -> Vec<(String, V)> {
-    let keys: Vec<(Regex, V)> = pairs.iter().filter_map(|(key, v)| Some((module_pattern(key).ok()?, *v))).collect();
-    let now = |module: &str| keys.iter().find(|(key, _)| key.is_match(module)).map_or(default, |(_, value)| *value);
+) -> Vec<(ModulePattern, V)> {
+    let now = |module: &str| pairs.iter().find(|(key, _)| key.is_match(module)).map_or(default, |(_, value)| *value);
     let right = |p: &Parameter<'_>| p.all_modules(layout).all(|module| now(&module.name) == value(p, module.rank));
     if parameters.iter().all(right) {
         return pairs;
     }
-    let mut new = Vec::new();
+    let mut new: Vec<(ModulePattern, V)> = Vec::new();
     // For each key that matches the modules of all layers, the keys and values of single layers.
     let mut groups: BTreeMap<String, Vec<(String, V)>> = BTreeMap::new();
     for parameter in parameters {
@@ -610,7 +606,9 @@ fn patterns<V: Copy + PartialEq>(
                 Some(value) => add(&[projection], value),
                 None => {
                     let modules = modules.iter().filter(|(_, module)| module.projection == i);
-                    new.extend(modules.map(|(value, module)| (format!("^{}", regex::escape(&module.name)), *value)));
+                    new.extend(
+                        modules.map(|(value, module)| (format!("^{}", regex::escape(&module.name)).into(), *value)),
+                    );
                 }
             }
         }
@@ -618,9 +616,9 @@ fn patterns<V: Copy + PartialEq>(
     for (key, group) in groups {
         let first = group[0].1;
         if group.iter().all(|(_, value)| *value == first) {
-            new.push((key, first));
+            new.push((key.into(), first));
         } else {
-            new.extend(group);
+            new.extend(group.into_iter().map(|(key, value)| (key.into(), value)));
         }
     }
     new.extend(pairs);
@@ -745,7 +743,7 @@ mod tests {
         let module = |layer: usize, name: &str| format!("model.layers.{layer}.mlp.experts.1.{name}");
         assert_eq!(
             config.rank_pattern[0],
-            (r"^model\.layers\.[0-9]+\.mlp\.experts\.[0-9]+\.(?:gate_proj|up_proj)".to_owned(), 1)
+            (r"^model\.layers\.[0-9]+\.mlp\.experts\.[0-9]+\.(?:gate_proj|up_proj)".into(), 1)
         );
         for name in ["gate_proj", "up_proj"] {
             assert_eq!([0, 1].map(|l| config.scaling(&module(l, name))), [4.0, 7.0], "{name}");

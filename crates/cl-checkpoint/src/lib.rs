@@ -19,6 +19,7 @@ mod lock;
 #[cfg(feature = "logging")]
 pub mod logging;
 mod manifest;
+mod module_pattern;
 mod ordered_map;
 mod output_dir;
 mod parser_message;
@@ -32,7 +33,7 @@ mod source;
 mod writer;
 
 pub use adapter::{Adapter, AdapterModule, LayerKind, write_adapter, write_adapter_with_files};
-pub use adapter_config::{AdapterConfig, TargetModules, alpha_for, lora_scaling, module_pattern, target_names};
+pub use adapter_config::{AdapterConfig, TargetModules, alpha_for, lora_scaling, target_names};
 pub use beside::{Beside, BesideKind};
 pub use checkpoint::Checkpoint;
 pub use error::Error;
@@ -41,6 +42,7 @@ pub use hub_snapshot::HubSnapshot;
 pub use interrupt::Interrupt;
 pub use lock::FileLock;
 pub use manifest::{FileEntry, Manifest, ManifestProblem, Source, Tool, hash_file};
+pub use module_pattern::ModulePattern;
 pub use output_dir::{OutputDir, refuse_inside, refuse_overlap};
 pub use platform::raise_file_limit;
 pub use precision::Precision;

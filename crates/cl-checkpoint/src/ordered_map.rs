@@ -8,14 +8,18 @@ use std::marker::PhantomData;
 use serde::de::{Deserialize, Deserializer, Error, MapAccess, Visitor};
 use serde::ser::{Serialize, Serializer};
 
-pub(crate) fn serialize<S: Serializer, V: Serialize>(pairs: &[(String, V)], serializer: S) -> Result<S::Ok, S::Error> {
+pub(crate) fn serialize<S: Serializer, K: Serialize, V: Serialize>(
+    pairs: &[(K, V)],
+    serializer: S,
+) -> Result<S::Ok, S::Error> {
     serializer.collect_map(pairs.iter().map(|(key, value)| (key, value)))
 }
 
-pub(crate) fn deserialize<'de, D: Deserializer<'de>, V: Deserialize<'de>>(
+pub(crate) fn deserialize<'de, D: Deserializer<'de>, K: From<String>, V: Deserialize<'de>>(
     deserializer: D,
-) -> Result<Vec<(String, V)>, D::Error> {
-    Ok(Option::<Pairs<V>>::deserialize(deserializer)?.map_or_else(Vec::new, |pairs| pairs.0))
+) -> Result<Vec<(K, V)>, D::Error> {
+    let pairs = Option::<Pairs<V>>::deserialize(deserializer)?.map_or_else(Vec::new, |pairs| pairs.0);
+    Ok(pairs.into_iter().map(|(key, value)| (key.into(), value)).collect())
 }
 
 struct Pairs<V>(Vec<(String, V)>);

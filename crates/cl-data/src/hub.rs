@@ -89,7 +89,7 @@ impl DatasetRef {
     /// ```
     /// use cl_data::{DatasetRef, Hub};
     ///
-    /// // Without a network, what is not in the cache is an error that says so.
+    /// // Without a network, a file that is not in the cache is an error.
     /// let cache = tempfile::tempdir()?;
     /// let hub = Hub { endpoint: "https://huggingface.co".into(), cache: cache.path().into(), token: None, offline: true };
     /// let error = DatasetRef::new("openai/gsm8k", "test").files(&hub).unwrap_err();

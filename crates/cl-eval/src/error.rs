@@ -11,7 +11,7 @@ use crate::request::BoxError;
 #[non_exhaustive]
 pub enum Error {
     /// The evaluation was stopped.
-    #[error("stopped; the answers so far are kept; run the same command to resume")]
+    #[error("stopped; completed responses are kept, and the same command resumes the evaluation")]
     Interrupted,
     /// The name is neither a known task nor a directory.
     #[error(

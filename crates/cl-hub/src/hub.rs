@@ -9,7 +9,7 @@ use cl_checkpoint::files::{MAX_CONFIG, read_text};
 /// ```
 /// use cl_hub::{Hub, Repo};
 ///
-/// // Without a network, what is not in the cache is an error that says so.
+/// // Without a network, a file that is not in the cache is an error.
 /// let cache = tempfile::tempdir()?;
 /// let hub = Hub { endpoint: "https://huggingface.co".into(), cache: cache.path().into(), token: None, offline: true };
 /// let model = Repo::parse_model("openai/gpt-oss-20b").expect("a valid name");

@@ -14,7 +14,7 @@ use crate::{Download, Hub, HubError, Part, Repo};
 ///
 /// let names = Names { hub: None, interrupt: Interrupt::default() };
 /// assert_eq!(names.locate("./models/base", Part::Model)?.dir.to_str(), Some("./models/base"));
-/// // Without the hub, a name of the hub is a path, and opening it is an error that says how to go on.
+/// // Without the Hub, a Hub name is treated as a path, and opening it is an error that suggests --hub.
 /// let located = names.locate("organization/name", Part::Model)?;
 /// assert!(cl_checkpoint::Checkpoint::open(&located.dir).err().unwrap().to_string().contains("--hub"));
 /// # Ok::<(), cl_hub::HubError>(())

@@ -27,8 +27,8 @@ pub enum AnswerProblem {
         /// Whether the requests had a token, for which the Hub allows more of them.
         has_token: bool,
     },
-    /// The server is busy or has a fault.
-    #[error("HTTP {status}: the server is busy or has a fault; try again later")]
+    /// The server is overloaded or failed.
+    #[error("HTTP {status}: the server is overloaded or failed; try again later")]
     Unavailable {
         /// The HTTP status.
         status: u16,
@@ -131,7 +131,7 @@ pub enum Cut {
 #[non_exhaustive]
 pub enum RepoProblem {
     /// It contains an adapter instead of a model.
-    #[error("it is an adapter, not a model; name it after its base, as base+adapter or by --adapter")]
+    #[error("it is an adapter, not a model; specify it as base+adapter, or with --adapter")]
     Adapter,
     /// It contains a model instead of an adapter.
     #[error("it is a model, not an adapter (there is no adapter_config.json)")]
@@ -160,7 +160,7 @@ pub enum RepoProblem {
         source: serde_json::Error,
     },
     /// Its index lists a shard that is not a file of the repository.
-    #[error("{index} names `{shard}`, which is not a file beside it")]
+    #[error("{index} lists `{shard}`, which is not a file in the same directory")]
     Shard {
         /// Name of the index.
         index: &'static str,

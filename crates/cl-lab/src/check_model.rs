@@ -104,7 +104,7 @@ fn check_continued(adapter: &Adapter, train: &TrainConfig) -> Result<(), Adapter
         return wrong(key, "set".to_owned());
     }
     if let Some(pattern) = lora.rank_pattern.keys().chain(lora.alpha_pattern.keys()).next() {
-        return wrong("rank_pattern, alpha_pattern", pattern.clone());
+        return wrong("rank_pattern, alpha_pattern", pattern.key().to_owned());
     }
     let of_tokens = |m: &&AdapterModule| m.kind == LayerKind::Embedding || m.name == "lm_head";
     match lora.embedding_learning_rate {

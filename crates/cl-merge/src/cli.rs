@@ -11,10 +11,10 @@ use indicatif::{ProgressBar, ProgressStyle};
 pub use crate::adapter::cli::{AdapterCommand, run_adapter};
 use crate::diff::{TensorDiff, diff};
 use crate::methods::{Base, METHODS};
-use crate::plan::Plan;
+use crate::plan::{Plan, notes_without_models};
 use crate::recipe::config::{MergeFile, model_and_adapter};
 use crate::recipe::places::Named;
-use crate::recipe::registry::method;
+use crate::recipe::registry::{MethodRegistry, method};
 pub use crate::report::bytes;
 use crate::report::{size, write_json};
 use crate::run::estimate::estimate;
@@ -245,9 +245,10 @@ fn part(named: &Named) -> Part {
 }
 
 fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Result<()> {
+    let methods = MethodRegistry::builtin();
     stages::check(file)?;
     if file.stages.len() > 1 {
-        stages::check_all(file, options)?;
+        stages::check_all(file, &methods, options)?;
     }
     for stage in &file.stages {
         let title = stages::title(stage);
@@ -257,7 +258,8 @@ fn dry_run(file: &MergeFile, options: &MergeOptions, out: &mut dyn Write) -> Res
                 out,
                 "{title}: uses the result of stage {earlier}; memory and time can be estimated when that exists"
             )?;
-            stage.notes.iter().try_for_each(|note| writeln!(out, "  note    {note}"))?;
+            let notes = notes_without_models(stage, &methods)?;
+            notes.iter().try_for_each(|note| writeln!(out, "  note    {note}"))?;
             continue;
         }
         let plan = Plan::new(stage)?;

@@ -7,6 +7,8 @@ use crate::problem::Problem;
 use crate::recipe::error::ConfigError;
 
 /// The error type of this crate. Every message says what is wrong and where, and how to proceed if possible.
+///
+/// Messages are complete: they include the messages of their causes, and `source` therefore returns `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -15,7 +17,8 @@ pub enum Error {
     Checkpoint(#[from] cl_checkpoint::Error),
     /// A value of an input is NaN or an infinity.
     #[error(
-        "{model}: tensor `{tensor}`: element {index} is {value}; a merge of it would be meaningless. `--allow-non-finite` copies such tensors where they are not merged"
+        "{model}: tensor `{tensor}`: element {index} is {value}; non-finite values cannot be merged. \
+         --allow-non-finite allows them in tensors that are copied unchanged"
     )]
     NotFinite {
         /// The model.
@@ -29,7 +32,8 @@ pub enum Error {
     },
     /// A merged value cannot be represented in the output's dtype.
     #[error(
-        "tensor `{tensor}`: merged element {index} is {value}, which {dtype:?} cannot hold; choose a wider dtype or smaller weights"
+        "tensor `{tensor}`: merged element {index} is {value}, which cannot be represented in {dtype:?}; choose a \
+         dtype with a larger range, or smaller weights"
     )]
     Overflow {
         /// The tensor.
@@ -57,7 +61,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: ConfigError,
+        r#source: ConfigError,
     },
     /// All problems of a merge, found before the first byte was written.
     #[error("{} problem{} found; nothing was written:{}", .0.len(), if .0.len() == 1 { "" } else { "s" }, list(.0))]
@@ -84,7 +88,7 @@ pub enum Error {
         /// The file or directory.
         path: PathBuf,
         /// The error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
 }
 

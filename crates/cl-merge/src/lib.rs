@@ -30,11 +30,11 @@ pub use recipe::config::{
 pub use recipe::error::{ConfigError, MergekitProblem};
 pub use recipe::parameter::{Filter, NumberOrGradient, Parameter};
 pub use recipe::places::Named;
-pub use recipe::registry::PARAMETERS;
+pub use recipe::registry::{MethodRegistry, PARAMETERS};
 pub use recipe::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig};
 pub use run::engine::{Summary, merge};
 pub use run::estimate::{Estimate, estimate};
 pub use run::options::MergeOptions;
 pub use run::provenance::CONFIG_NAME;
-pub use run::stages::{Event, check_output, run_file};
+pub use run::stages::{Event, check_output, run_file, run_file_with};
 pub use tensor::{PIECE, Piece, Stream, TensorGroup, Values, select};

@@ -7,7 +7,7 @@ use cl_checkpoint::{Interrupt, raise_file_limit};
 use cl_merge::cli::Command;
 use clap::Parser;
 
-/// Merge language models: every published method that needs no data, on all cores, in bounded memory.
+/// Merge language models by methods that need no data, on all cores and in bounded memory.
 ///
 /// A model is a Hugging Face directory (config.json, model.safetensors or shards, tokenizer files).
 #[derive(Parser)]

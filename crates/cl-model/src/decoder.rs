@@ -330,7 +330,7 @@ impl Decoder {
         Ok(())
     }
 
-    /// The tensors of this model that a configuration trains in full, besides the factors of the `adapted` layers.
+    /// The tensors of this model that a configuration trains in full, in addition to factors of the `adapted` layers.
     fn whole_plan(&self, config: &LoraConfig, adapted: &[String]) -> Result<WholePlan, ModelError> {
         let mut tensors: Vec<(String, Vec<i64>)> = self.own_tensors().into_iter().map(|(n, t)| (n, t.size())).collect();
         let quantized = self.linears().filter(|l| l.weight.dense().is_none());
@@ -420,7 +420,8 @@ impl Decoder {
         Some(&mut norms.find(|norm| norm.name == module)?.weight)
     }
 
-    /// All parameters that the current adapter trains besides its factors, with their names in an adapter's file.
+    /// All parameters that the current adapter trains in addition to its factors, with their names in the adapter's
+    /// file.
     pub fn trained_whole(&self) -> Vec<Whole> {
         let parameters = self.current_parameters();
         let find = |name: &str| parameters.iter().find(|(n, _)| n == name).map(|(_, t)| t.shallow_clone());

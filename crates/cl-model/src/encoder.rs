@@ -119,7 +119,7 @@ mod tests {
     fn a_continuation_without_a_token_is_an_error() {
         for (context, continuation) in [("a(", ")"), ("a", ""), ("", "")] {
             let message = pairs(context, continuation).unwrap_err().to_string();
-            assert!(message.contains("has no token of its own"), "{message}");
+            assert!(message.contains("adds no token to its context"), "{message}");
         }
     }
 }

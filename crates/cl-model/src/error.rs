@@ -42,7 +42,7 @@ pub enum ModelError {
         value: serde_json::Value,
     },
     /// The shape of a tensor differs from what config.json implies.
-    #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, the file has {got:?}")]
+    #[error("{path}: tensor `{tensor}`: config.json implies {expected:?}, but the file has {got:?}")]
     Shape {
         /// Directory of the model.
         path: PathBuf,
@@ -77,8 +77,8 @@ pub enum ModelError {
     },
     /// Experts stored as differences from the base cannot be saved, because the other weights may have changed.
     #[error(
-        "{path}: experts are stored as differences from the base ({storage}), which holds for its own weights only; train an \
-         adapter or the routers, or make the mixture with full experts"
+        "{path}: experts are stored as differences from the base ({storage}), so full fine-tuning is not supported; \
+         train an adapter or the routers, or build the mixture with expert_storage = \"full\""
     )]
     DeltaExperts {
         /// The output directory.
@@ -111,15 +111,15 @@ pub enum ModelError {
         vocab_size: i64,
     },
     /// A sequence has no tokens.
-    #[error("sequence {index} is empty; a model needs at least one token (a tokenizer without BOS makes none of \"\")")]
+    #[error("sequence {index} is empty; a model needs at least one token (without BOS, an empty text has no tokens)")]
     EmptySequence {
         /// Position of the sequence in the request.
         index: usize,
     },
     /// A continuation has no token that could be scored.
     #[error(
-        "the continuation {continuation:?} after {context:?} has no token of its own, so it has no likelihood; choose \
-         other texts, or another target_delimiter"
+        "the continuation {continuation:?} after {context:?} adds no token to its context, so it has no \
+         log-likelihood; choose other texts, or another target_delimiter"
     )]
     NoContinuation {
         /// End of the context.
@@ -129,7 +129,7 @@ pub enum ModelError {
     },
     /// A continuation has more tokens than the model can predict at once.
     #[error(
-        "the continuation {continuation:?} has {tokens} tokens, more than the {max_length} that the model sees at once; \
+        "the continuation {continuation:?} has {tokens} tokens, more than the maximum length of {max_length}; \
          shorten it, or raise max_length if it is below the model's context"
     )]
     LongContinuation {
@@ -152,7 +152,8 @@ pub enum ModelError {
     },
     /// The model's logits are NaN.
     #[error(
-        "the model's logits are NaN: weights or an adapter hold NaN or infinities, or values overflow; `cl check DIR` says where, or compute in f32"
+        "the model's logits are NaN: the weights or an adapter contain NaN or infinities, or values overflow; run \
+         `cl check DIR` to find non-finite weights, or use --precision f32"
     )]
     NotANumber,
     /// An error of adapters.

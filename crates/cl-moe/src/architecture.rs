@@ -28,9 +28,9 @@ pub(crate) fn check(config: &MixConfig, problems: &mut Vec<Problem>) {
     }
     let of_qwen = architecture == MixArchitecture::Qwen2Moe;
     let wrong = [
-        ("modules", config.modules != [MixModule::Mlp], "holds experts of whole MLPs only"),
+        ("modules", config.modules != [MixModule::Mlp], "supports only experts of whole MLPs"),
         ("layers", config.layers.is_some() && !of_qwen, "has experts in every layer"),
-        ("expert_storage", config.expert_storage.is_delta(), "holds whole experts only"),
+        ("expert_storage", config.expert_storage.is_delta(), "supports only full experts"),
         ("gateless", config.gateless, "has a router in every layer"),
         ("global_router", config.global_router, "has a router in every layer"),
         ("shared_expert", config.shared_expert.is_some() && !of_qwen, "has no shared expert"),

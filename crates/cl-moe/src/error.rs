@@ -66,7 +66,10 @@ pub enum Error {
         value: f32,
     },
     /// An input has a value that is not finite.
-    #[error("{model}: tensor `{tensor}`: element {index} is {value}; a model with it computes nothing")]
+    #[error(
+        "{model}: tensor `{tensor}`: element {index} is {value}; the output of a model with this value would not be \
+         finite"
+    )]
     NotFinite {
         /// The model.
         model: String,

@@ -54,8 +54,7 @@ fn an_experts_tensors_of_chosen_modules_are_not_dropped() {
     };
     for modules in ["mlp", "mlp_fg"] {
         let message = refused(&text(&format!("modules = [\"{modules}\"]"), &mlp));
-        for part in
-            ["experts[1]", "with_mlp", "2 tensor(s)", "`model.layers.0.mlp.up_proj.bias`", "leave the module out"]
+        for part in ["experts[1]", "with_mlp", "2 tensor(s)", "`model.layers.0.mlp.up_proj.bias`", "remove the module"]
         {
             assert!(message.contains(part), "{part}: {message}");
         }

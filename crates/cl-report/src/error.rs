@@ -19,14 +19,17 @@ pub enum Error {
     #[error(transparent)]
     Eval(#[from] cl_eval::Error),
     /// A study was given together with other runs.
-    #[error("{path} is a study, which makes a report of its own; other runs cannot be added to it")]
+    #[error("{path} is a study; a study cannot be combined with other runs in one report")]
     Several {
         /// The study.
         path: PathBuf,
     },
     /// Two sequences train on a task in different rounds.
-    #[error("{path} trains on `{task}` in {}, the first sequence in {}; backward transfer would mix them, so give each order a report of \
-             its own", round(.other), round(.first))]
+    #[error(
+        "{path} trains on `{task}` in {}, but the first sequence in {}; backward transfer is not comparable between \
+         different orders, so write a separate report for each order",
+        round(.other), round(.first)
+    )]
     Rounds {
         /// The second sequence.
         path: PathBuf,
@@ -38,7 +41,7 @@ pub enum Error {
         other: Option<usize>,
     },
     /// The output path contains something other than a report.
-    #[error("{path} is not a report of this program; name another directory")]
+    #[error("{path} exists and is not a report written by this program; choose another directory")]
     NotAReport {
         /// The directory.
         path: PathBuf,

@@ -75,8 +75,8 @@ pub enum TrainError {
     },
     /// The run is to be finished with the weights of its last checkpoint, but has none.
     #[error(
-        "{path}: no checkpoint of a run is there, so there is nothing to finish; with --resume instead of --finish, the run \
-         starts or continues"
+        "{path}: contains no checkpoint, so there is nothing to finish; use --resume instead of --finish to start or \
+         continue the run"
     )]
     NoCheckpoint {
         /// Output directory of the run.
@@ -93,8 +93,8 @@ pub enum TrainError {
     },
     /// With `sharded_checkpoints`, a rank does not see the files that rank 0 writes.
     #[error(
-        "{path}: not every process sees what rank 0 writes there; with sharded_checkpoints, the output has to be on a file system \
-         that all of them share"
+        "{path}: files written by rank 0 are not visible to all processes; with sharded_checkpoints, the output \
+         directory must be on a shared file system"
     )]
     NotShared {
         /// The directory.
@@ -117,9 +117,9 @@ pub enum TrainError {
     },
     /// Another rank exited, or did not answer in time.
     #[error(
-        "rank {rank} of {world_size}: another rank is gone or does not answer ({source}). If it \
-         ended, its own output says why; if all ranks report this, the network between them failed. With save_steps, \
-         --resume continues from the last checkpoint, on as many ranks as there are then"
+        "rank {rank} of {world_size}: another rank has exited or does not respond ({source}). If it has exited, see \
+         its output for the reason; if all ranks report this error, the network failed. With save_steps, --resume \
+         continues from the last checkpoint, with any number of ranks"
     )]
     RankLost {
         /// Rank of this process.

@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 use super::{HeaderItem, HeaderProblem, KeyProblem, TensorProblem};
 
 /// Error in reading or importing a GGUF file. Every message names the file, and the key or tensor if there is one.
+///
+/// Messages are complete: they include the messages of their causes, and `source` therefore returns `None`.
 #[derive(Debug, thiserror::Error)]
 #[non_exhaustive]
 pub enum Error {
@@ -12,7 +14,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The file is not a GGUF file.
     #[error("{path}: not a GGUF file (it does not start with the bytes `GGUF`)")]
@@ -41,7 +43,6 @@ pub enum Error {
         /// The entry that was being read, if any.
         item: Option<HeaderItem>,
         /// What is wrong.
-        #[source]
         problem: HeaderProblem,
     },
     /// A required metadata key is missing.
@@ -60,7 +61,6 @@ pub enum Error {
         /// The key.
         key: String,
         /// What is wrong with the value.
-        #[source]
         problem: KeyProblem,
     },
     /// A tensor's entry is invalid.
@@ -71,7 +71,6 @@ pub enum Error {
         /// The tensor.
         tensor: String,
         /// What is wrong.
-        #[source]
         problem: TensorProblem,
     },
     /// A required tensor is missing.

@@ -19,7 +19,7 @@ pub enum AdapterProblem {
         /// The key.
         key: String,
         /// The error of the crate `regex`.
-        source: regex::Error,
+        r#source: regex::Error,
     },
     /// The adapter is of a kind that is not supported.
     #[error("{feature} adapters are not supported; use a plain LoRA adapter")]
@@ -69,7 +69,7 @@ pub enum AdapterProblem {
         module: String,
     },
     /// The length of a magnitude differs from the number of rows of its module.
-    #[error("module `{module}`: expected a magnitude of {expected} values, its shape is {shape:?}")]
+    #[error("module `{module}`: expected a magnitude of {expected} values, but its shape is {shape:?}")]
     MagnitudeShape {
         /// The module.
         module: String,

@@ -16,8 +16,8 @@ pub enum HeaderProblem {
     LfsPointer,
     /// The header would be longer than the file, or than the format allows.
     #[error(
-        "the header claims {declared} bytes, the file has {available} after its first 8 (a header may have {limit}); \
-         truncated or another format"
+        "the header claims {declared} bytes, but the file has {available} after its first 8 (a header can have \
+         {limit}); truncated or another format"
     )]
     Length {
         /// Length of the header, as stored.
@@ -31,19 +31,19 @@ pub enum HeaderProblem {
     #[error("the header is not UTF-8: {source}")]
     NotUtf8 {
         /// The position of the first invalid byte.
-        source: std::str::Utf8Error,
+        r#source: std::str::Utf8Error,
     },
     /// The header is not JSON.
     #[error("the header is not valid JSON: {source}")]
     Json {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The metadata are not an object of strings.
     #[error("__metadata__ is not a map of strings: {source}")]
     Metadata {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The tensors do not cover all of the data.
     #[error("the tensors end at byte {end} of {data} bytes of data; truncated header or trailing bytes")]

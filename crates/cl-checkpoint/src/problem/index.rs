@@ -6,10 +6,10 @@ pub enum IndexProblem {
     #[error("not a valid shard index: {source}")]
     Json {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// It lists no tensors.
-    #[error("`weight_map` names no tensor")]
+    #[error("`weight_map` lists no tensors")]
     NoTensors,
     /// A shard is not a file in the directory.
     #[error("tensor `{tensor}`: `{file}` is not the name of a file in this directory")]

@@ -12,7 +12,7 @@ pub enum Obstacle {
     #[error("contains neither a manifest.json written by this program nor a model or an adapter")]
     Unknown,
     /// It contains a file that this program did not write.
-    #[error("holds `{file}`, which this program did not write")]
+    #[error("contains `{file}`, which was not written by this program")]
     Foreign {
         /// Path of the file relative to the output.
         file: String,

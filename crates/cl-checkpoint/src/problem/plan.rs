@@ -86,6 +86,6 @@ pub enum PlanProblem {
     #[error("{source}")]
     Serialize {
         /// The error of the crate `safetensors`.
-        source: safetensors::SafeTensorError,
+        r#source: safetensors::SafeTensorError,
     },
 }

@@ -8,7 +8,7 @@ pub enum TensorProblem {
     #[error("{source}")]
     Entry {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// Its size cannot be computed.
     #[error("shape {shape:?} of {dtype:?} is not a whole number of bytes, or too large")]
@@ -28,7 +28,7 @@ pub enum TensorProblem {
     },
     /// The size of its shape differs from its number of bytes.
     #[error(
-        "shape {shape:?} of {dtype:?} takes {expected} bytes, data_offsets {offsets:?} hold {}",
+        "shape {shape:?} of {dtype:?} takes {expected} bytes, but data_offsets {offsets:?} contain {}",
         offsets[1] - offsets[0]
     )]
     Length {
@@ -84,13 +84,13 @@ pub enum TensorProblem {
         row: usize,
     },
     /// It is computed while it is read, but was requested in one piece.
-    #[error("is computed, and can be read by parts only")]
+    #[error("is computed on the fly, and can be read only in parts")]
     Computed,
     /// It is computed while it is read, and the computation failed.
-    #[error("{source}")]
+    #[error("{}", crate::files::with_causes(source.as_ref()))]
     NotComputed {
         /// Why.
-        source: Box<dyn std::error::Error + Send + Sync>,
+        r#source: Box<dyn std::error::Error + Send + Sync>,
     },
 }
 

@@ -74,8 +74,16 @@ fn every_damage_is_an_error_that_names_file_and_tensor() {
         ("unknown dtype", safetensors(shape("F33", "[1]"), &four), vec![w, "F33"]),
         ("dtype in lower case", safetensors(shape("f32", "[1]"), &four), vec![w, "f32"]),
         ("dtype a number", safetensors(one("32", "[1]", "[0,4]"), &four), vec![w]),
-        ("shape too long for its bytes", safetensors(shape("F32", "[2]"), &four), vec![w, "takes 8 bytes", "hold 4"]),
-        ("shape too short for its bytes", safetensors(shape("U8", "[3]"), &four), vec![w, "takes 3 bytes", "hold 4"]),
+        (
+            "shape too long for its bytes",
+            safetensors(shape("F32", "[2]"), &four),
+            vec![w, "takes 8 bytes", "contain 4"],
+        ),
+        (
+            "shape too short for its bytes",
+            safetensors(shape("U8", "[3]"), &four),
+            vec![w, "takes 3 bytes", "contain 4"],
+        ),
         (
             "shape product beyond 64 bits",
             safetensors(shape("F32", "[4294967296,4294967296,1]"), &four),

@@ -40,9 +40,18 @@ fn write_model(dir: &Path, overwrite: bool, bytes: &[u8; 4]) -> Result<(), cl_ch
     writer.finish(Manifest::new("model"))
 }
 
-/// Checks that the error's text contains all of `parts`.
+/// Checks that no message contains that of its cause, which would then be printed twice.
+fn assert_said_once(mut error: &dyn std::error::Error) {
+    while let Some(cause) = error.source() {
+        assert!(!error.to_string().contains(&cause.to_string()), "{error:?}");
+        error = cause;
+    }
+}
+
+/// Checks that the error's text contains all of `parts`, and says nothing twice.
 fn assert_error<T>(case: &str, result: Result<T, cl_checkpoint::Error>, parts: &[&str]) {
     let Err(error) = result else { panic!("{case}: accepted") };
+    assert_said_once(&error);
     let text = error.to_string();
     for part in parts {
         assert!(text.contains(part), "{case}: {part:?} is not in {text:?}");

@@ -101,7 +101,7 @@ fn an_index_that_leads_outside_or_contradicts_its_shards_is_refused_by_name() {
             json!({"weight_map": {"a": 1}}).to_string(),
             vec![INDEX, "`a`", "expected a string"],
         ),
-        ("no tensors", json!({"weight_map": {}}).to_string(), vec![INDEX, "names no tensor"]),
+        ("no tensors", json!({"weight_map": {}}).to_string(), vec![INDEX, "lists no tensors"]),
         ("no map", json!({"metadata": {}}).to_string(), vec![INDEX, "weight_map"]),
         ("a map that is a list", json!({"weight_map": []}).to_string(), vec![INDEX, "expected an object"]),
         ("not JSON", "{".to_owned(), vec![INDEX, "EOF"]),

@@ -372,7 +372,7 @@ fn an_output_that_exists_is_kept_and_the_file_itself_never_overwritten() {
     assert!(text.contains("out: already exists"), "{text}");
     assert!(folder.path().join("out/notes.txt").exists());
     let text = with("out", true).unwrap_err().to_string();
-    assert!(text.contains("holds `notes.txt`, which this program did not write"), "{text}");
+    assert!(text.contains("contains `notes.txt`, which was not written by this program"), "{text}");
     fs::remove_file(folder.path().join("out/notes.txt")).unwrap();
     with("out", true).unwrap();
     assert!(file.exists());

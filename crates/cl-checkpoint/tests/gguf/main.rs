@@ -36,10 +36,9 @@ fn import_bytes(folder: &Path, bytes: &[u8]) -> Result<ImportReport, Error> {
 
 /// Checks that an import fails with an error that contains all of `parts` and the file's name, and writes nothing.
 fn assert_refused(case: &str, folder: &Path, bytes: &[u8], parts: &[&str]) {
-    let text = match import_bytes(folder, bytes) {
-        Ok(_) => panic!("{case}: accepted"),
-        Err(error) => error.to_string(),
-    };
+    let Err(error) = import_bytes(folder, bytes) else { panic!("{case}: accepted") };
+    assert!(std::error::Error::source(&error).is_none(), "{case}: a cause would be printed twice");
+    let text = error.to_string();
     for part in parts.iter().chain(&["tiny.gguf"]) {
         assert!(text.contains(part), "{case}: {part:?} is not in {text:?}");
     }

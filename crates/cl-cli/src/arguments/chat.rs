@@ -19,7 +19,7 @@ pub struct Args {
     /// Downloads from the Hugging Face Hub.
     #[command(flatten)]
     pub hub: HubArgs,
-    /// PEFT adapter directory; may be repeated, the updates are added.
+    /// PEFT adapter directory; can be repeated; the updates are added.
     #[arg(long, value_name = "DIR")]
     pub adapter: Vec<PathBuf>,
     /// System message.

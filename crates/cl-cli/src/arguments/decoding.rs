@@ -19,7 +19,7 @@ pub struct DecodingArgs {
     /// Random seed of sampling [default: 0].
     #[arg(long)]
     pub seed: Option<u64>,
-    /// Stop sequence, which can be a special token: the output ends before it; may be repeated.
+    /// Stop sequence, which can be a special token: the output ends before it; can be repeated.
     #[arg(long, value_name = "STRING", allow_hyphen_values = true)]
     pub stop: Vec<String>,
 }

@@ -52,7 +52,7 @@ pub struct Args {
     /// predictions are reused. With several adapters, there is a subdirectory for each.
     #[arg(long)]
     pub out: PathBuf,
-    /// PEFT adapter directory; may be repeated, each is evaluated separately.
+    /// PEFT adapter directory; can be repeated; each is evaluated separately.
     #[arg(long)]
     pub adapter: Vec<PathBuf>,
     /// Also evaluate the model without adapters.

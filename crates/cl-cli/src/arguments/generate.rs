@@ -11,6 +11,11 @@ use super::prompts::PromptArgs;
 
 /// Arguments of `cl generate`.
 #[derive(clap::Args)]
+#[command(
+    after_help = "The text for a single --prompt is streamed; the texts for several are printed in the order of the \
+    prompts. With --prompts, one JSON line per prompt is printed: \
+    {\"prompt\", \"text\", \"tokens\", \"finish_reason\"}."
+)]
 pub struct Args {
     /// Model directory, or a Hub name with --hub.
     pub model: PathBuf,
@@ -23,7 +28,7 @@ pub struct Args {
     /// Output file for --prompts, written when all texts are complete.
     #[arg(long, value_name = "FILE", conflicts_with = "prompt")]
     pub out: Option<PathBuf>,
-    /// PEFT adapter directory; may be repeated, the updates are added.
+    /// PEFT adapter directory; can be repeated; the updates are added.
     #[arg(long, value_name = "DIR")]
     pub adapter: Vec<PathBuf>,
     /// Maximum number of new tokens.

@@ -16,7 +16,7 @@ pub struct Args {
     /// Data files (JSON, JSONL, CSV, TSV, Parquet), or plain text (.txt), each of which is one document.
     #[arg(required = true)]
     pub files: Vec<PathBuf>,
-    /// PEFT adapter directory; may be repeated, each is evaluated separately.
+    /// PEFT adapter directory; can be repeated; each is evaluated separately.
     #[arg(long)]
     pub adapter: Vec<PathBuf>,
     /// Also evaluate the model without adapters.
@@ -32,7 +32,7 @@ pub struct Args {
     /// answer, messages.
     #[arg(long, value_name = "KEY=FIELD")]
     pub columns: Vec<String>,
-    /// Maximum number of tokens that the model sees at once [default: the model's context].
+    /// Maximum number of tokens per sequence [default: the model's context].
     #[arg(long, value_parser = super::values::count)]
     pub max_length: Option<usize>,
     /// Maximum number of tokens per forward pass.

@@ -5,12 +5,10 @@ use std::path::PathBuf;
 /// Prompt arguments of `cl generate` and `cl moe route`.
 #[derive(clap::Args)]
 pub struct PromptArgs {
-    /// Prompt; may be repeated. `cl generate` prints the outputs in the same order, and streams the output of a single
-    /// prompt.
+    /// Prompt; can be repeated.
     #[arg(long, required_unless_present = "prompts", conflicts_with = "prompts", allow_hyphen_values = true)]
     pub prompt: Vec<String>,
     /// File of prompts (JSONL, JSON or Parquet) with rows {"prompt": TEXT} or {"messages": [{"role", "content"}, ...]}.
-    /// `cl generate` then prints one JSON line per prompt: {"prompt", "text", "tokens", "finish_reason"}.
     #[arg(long, value_name = "FILE")]
     pub prompts: Option<PathBuf>,
     /// Apply the chat template, with each prompt as a user message.

@@ -31,7 +31,7 @@ pub struct StageArgs {
     /// one per core].
     #[arg(long, value_name = "N", value_parser = super::values::at_least_one)]
     pub jobs: Option<NonZero<usize>>,
-    /// Run only stages whose name starts with NAME, and the stages they need; may be repeated.
+    /// Run only stages whose name starts with NAME, and the stages they need; can be repeated.
     #[arg(long, value_name = "NAME")]
     pub only: Vec<String>,
     /// List the stages with their steps and tokens, and estimates of time, disk space and memory; write nothing.

@@ -27,16 +27,16 @@ pub struct Args {
     /// Make a new repository private.
     #[arg(long)]
     private: bool,
-    /// Base model on the Hub, instead of those in the manifest; may be repeated.
+    /// Base model on the Hub, instead of those in the manifest; can be repeated.
     #[arg(long, value_name = "ORG/NAME")]
     base_model: Vec<String>,
     /// Licence by its identifier, such as apache-2.0 [default: the base's, if it is in the Hub cache].
     #[arg(long, value_name = "ID")]
     license: Option<String>,
-    /// Data set on the Hub that the model was trained on; may be repeated.
+    /// Data set on the Hub that the model was trained on; can be repeated.
     #[arg(long, value_name = "ORG/NAME")]
     dataset: Vec<String>,
-    /// Scores for the card: results.json of `cl eval`; may be repeated.
+    /// Scores for the card: results.json of `cl eval`; can be repeated.
     #[arg(long, value_name = "FILE")]
     results: Vec<PathBuf>,
     /// First line of the commit message.

@@ -8,10 +8,10 @@ use cl_report::{Run, StudyResults, Verdict, Written, check_place, write};
 
 /// Arguments of `cl report`.
 #[derive(clap::Args)]
-#[command(
-    after_help = "The report is a directory: index.html, which loads nothing; tables.md, tables.csv, tables.tex; figures as SVG and PNG.\n\
-    Runs of one name are seeds of one method:\n  cl report LoRA=runs/lora-1 LoRA=runs/lora-2 FFT=runs/fft --out report"
-)]
+#[command(after_help = "The report is a directory: index.html, which is self-contained; tables.md, tables.csv and \
+    tables.tex; figures as SVG and PNG.\n\
+    Runs with the same name are seeds of one method:\n  \
+    cl report LoRA=runs/lora-1 LoRA=runs/lora-2 FFT=runs/fft --out report")]
 pub struct Args {
     /// A study (a directory with its results.json), or directories of `cl sequence` or `cl eval`, as DIR or NAME=DIR; a
     /// run of `cl eval` with the name base is the base model.

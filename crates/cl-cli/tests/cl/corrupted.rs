@@ -17,7 +17,7 @@ const DAMAGES: [Damage; 11] = [
         &["m/model.safetensors", "6 bytes"],
     ),
     ("an empty file", |w| w.write("m/model.safetensors", ""), &["m/model.safetensors", "empty"]),
-    ("a shape that is another", transpose, &[TENSOR, "config.json implies [32, 16], the file has [16, 32]"]),
+    ("a shape that is another", transpose, &[TENSOR, "config.json implies [32, 16], but the file has [16, 32]"]),
     ("a missing tensor", rename, &["missing: [model.layers.1.mlp.up_proj.weight]", "not used: [other]"]),
     ("an index that leads out", lead_out, &["m/model.safetensors.index.json", TENSOR, "not the name of a file"]),
     (

@@ -75,7 +75,7 @@ fn an_evaluation_that_is_asked_to_stop_keeps_its_answers_and_continues_after_the
     ];
     let (exit, said) = stop(&world, &[&args[..], &["e"]].concat(), "e/first.jsonl", "-INT");
     assert_eq!(exit, Some(130), "{said}");
-    assert!(said.contains("stopped; the answers so far are kept"), "{said}");
+    assert!(said.contains("stopped; completed responses are kept"), "{said}");
     let kept = world.lines("e/first.jsonl").len();
     assert!((5..pairs.len()).contains(&kept) && !world.exists("e/scores.json"), "{kept}");
     world.ok([&args[..], &["e"]].concat());

@@ -344,7 +344,7 @@ fn what_stands_in_the_way_of_a_mixture_of_adapters_is_said_at_once() {
         "experts[2] (dora/adapter): DoRA",
         "experts[3] (table/adapter): `model.embed_tokens` is an embedding",
         "experts[3] (table/adapter): `lm_head` is the output head",
-        "experts[4] (saved/adapter): tensor `base_model.model.model.norm.weight` is a module trained whole",
+        "experts[4] (saved/adapter): tensor `base_model.model.model.norm.weight` is a module trained in full",
         "experts[5]: nowhere/adapter/adapter_config.json: not found",
         "nothing was written",
     ] {

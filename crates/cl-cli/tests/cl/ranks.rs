@@ -174,7 +174,7 @@ fn a_rank_that_is_killed_or_hangs_ends_the_run_which_goes_on_with_fewer() {
         let mut stopped = processes.remove(victim);
         for output in finish(processes) {
             assert_eq!(output.code, Some(1), "{}", output.stderr);
-            let expected = "another rank is gone or does not answer";
+            let expected = "another rank has exited or does not respond";
             assert!(output.stderr.contains(expected) && output.stderr.contains("--resume"), "{}", output.stderr);
         }
         // Gloo notices a closed connection at once, and a silent peer after the timeout of 5 s.
@@ -273,7 +273,7 @@ fn ranks_that_do_not_share_the_output_are_told_before_the_first_step() {
     };
     for output in finish(vec![start("0", "a"), start("1", "b")]) {
         assert_eq!(output.code, Some(1));
-        assert!(output.stderr.contains("has to be on a file system that all of them share"), "{}", output.stderr);
+        assert!(output.stderr.contains("must be on a shared file system"), "{}", output.stderr);
     }
     assert!(!world.exists("a/log.jsonl"));
     let stage = ["--set", "train.zero_stage=0"];

@@ -116,7 +116,7 @@ fn a_sequence_by_several_ranks_is_that_of_one_also_when_one_was_killed() {
     killed.kill().unwrap();
     killed.wait().unwrap();
     let output = finish(processes).remove(0);
-    assert!(output.code == Some(1) && output.stderr.contains("another rank is gone"), "{}", output.stderr);
+    assert!(output.code == Some(1) && output.stderr.contains("another rank has exited"), "{}", output.stderr);
     let outputs = run_ranks(&world, 2, &of("s", &[&more[..], &["--resume"]].concat()));
     assert!(outputs[1].stdout.is_empty() && outputs[1].stderr.is_empty(), "{}", outputs[1].stderr);
     assert_eq!(outputs[0].stdout.replace("s/rounds", "alone/rounds"), table);

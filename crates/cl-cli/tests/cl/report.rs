@@ -29,7 +29,7 @@ fn only_a_report_is_replaced() {
     let world = World::new();
     world.ok(["sequence", "lora.toml", "--out", "a"]);
     let said = world.fails(["report", "a", "--out", "a"]);
-    assert!(said.contains("a is not a report of this program; name another directory"), "{said}");
+    assert!(said.contains("a exists and is not a report written by this program; choose another directory"), "{said}");
     assert!(world.exists("a/matrix.json"));
     let said = world.fails(["report", "nothing", "--out", "report"]);
     assert!(said.contains("nothing"), "{said}");

@@ -10,8 +10,8 @@ pub enum RoutersProblem {
     NoRouters,
     /// Each token is routed to a single expert, so the gate is constant.
     #[error(
-        "one expert for each token always has a gate of 1, regardless of its router, so the loss cannot train routers; make the \
-         mixture with num_experts_per_tok = 2 or more, or with router.norm = \"sigmoid\" where it is one of adapters"
+        "with one expert per token, its gate is always 1, so the loss has no gradient for the routers; build the \
+         mixture with num_experts_per_tok = 2 or more or, for a mixture of adapters, with router.norm = \"sigmoid\""
     )]
     OneExpert,
     /// Router logits are computed without router weights.

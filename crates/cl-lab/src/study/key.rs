@@ -22,7 +22,7 @@ pub(super) struct StageKey {
     pub(super) scored: String,
 }
 
-/// The inputs of a study, besides the work of its stages.
+/// The inputs of a study, in addition to the work of its stages.
 pub(super) struct World<'a> {
     /// Hash of the base model.
     pub(super) base: &'a str,

@@ -45,7 +45,7 @@ impl Models {
         let files = toy::tokenizer_files();
         base.save(&models.path("base"), Kind::Float, &config, &files, Manifest::new("model"), false).unwrap();
         models.adapter("x", AdapterConfig { r: 2, lora_alpha: 4.0, ..Default::default() }, &|_| true);
-        let rank_pattern = vec![("down_proj".to_owned(), 5)];
+        let rank_pattern = vec![("down_proj".into(), 5)];
         models.adapter(
             "y",
             AdapterConfig { r: 3, lora_alpha: 2.0, use_rslora: true, rank_pattern, ..Default::default() },
@@ -340,7 +340,7 @@ fn experts_are_extracted_from_models() {
     let same = refused(format!("model = {:?}\nrank = 2", models.path("base")));
     assert!(same.contains("experts[0]") && same.contains("base"), "{same}");
     for (router, message) in [
-        ("init = 'random', temperature = 2.0", "is used by init"),
+        ("init = 'random', temperature = 2.0", "is used only with init"),
         ("init = 'arrow', temperature = 0.0", "0; expected a positive"),
     ] {
         let base = models.path("base");

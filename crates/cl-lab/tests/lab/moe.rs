@@ -661,7 +661,7 @@ fn modules_that_cannot_be_mixed_are_named() {
         let text = format!("base_model = {base:?}\nnum_experts_per_tok = 1\n{more}\n[[experts]]\nmodel = {base:?}\n");
         Plan::new(&toml::from_str::<MixConfig>(&text).unwrap()).err().map(|e| e.to_string()).unwrap_or_default()
     };
-    assert!(refused("modules = []").contains("modules: expected some of"));
+    assert!(refused("modules = []").contains("modules: expected one or more of"));
     assert!(refused("modules = ['q_proj', 'q_proj']").contains("each once"));
     assert!(refused("modules = ['mlp', 'mlp_fg']").contains("keep one"));
     let shared = |scale: &str| {
@@ -677,8 +677,8 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(delta("bitdelta").contains("expert_storage: experts stored as differences have no shared expert"));
     assert!(refused("layers = [2]").contains("there is no layer 2; the base has 2"));
     assert!(refused("layers = []").contains("layers: is empty"));
-    assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("leave out o_proj"));
-    assert!(refused("modules = ['o_proj']\nrouter.init = 'task_vectors'").contains("leave out o_proj"));
+    assert!(refused("modules = ['o_proj']\nrouter.init = 'states'").contains("remove o_proj"));
+    assert!(refused("modules = ['o_proj']\nrouter.init = 'task_vectors'").contains("remove o_proj"));
     assert!(refused("global_router = true\nrouter.init = 'task_vectors'").contains("remove global_router"));
     assert_eq!(refused("modules = ['o_proj']\nlayers = [1]"), "");
     assert_eq!(refused("modules = ['o_proj']\nglobal_router = true\nrouter.init = 'random'"), "");
@@ -686,7 +686,9 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(both.contains("gateless: cannot be combined with global_router; keep one"), "{both}");
     let shared = format!("shared_expert = {{ model = {:?} }}", models.path("base"));
     assert!(refused(&format!("global_router = true\n{shared}")).contains("cannot be combined with shared_expert"));
-    assert!(refused("gateless = true\nrouter.init = 'base'").contains("router: gateless = true has no router"));
+    assert!(
+        refused("gateless = true\nrouter.init = 'base'").contains("router: with gateless = true there is no router")
+    );
     let qwen = |more: &str| refused(&format!("architecture = 'qwen2_moe'\n{more}"));
     assert!(qwen("").contains("architecture = \"qwen2_moe\" needs a shared expert"));
     assert_eq!(qwen(&format!("layers = [1]\n{shared}")), "");
@@ -695,14 +697,14 @@ fn modules_that_cannot_be_mixed_are_named() {
     assert!(gated.contains("shared_expert.positive_prompts: architecture = \"moetify\" has no gate"), "{gated}");
     let attention = qwen(&format!("modules = ['mlp', 'q_proj']\n{shared}"));
     assert!(
-        attention.contains("modules: architecture = \"qwen2_moe\" holds experts of whole MLPs only"),
+        attention.contains("modules: architecture = \"qwen2_moe\" supports only experts of whole MLPs"),
         "{attention}"
     );
     assert!(
         refused("architecture = 'mixtral'\nlayers = [1]").contains("layers: architecture = \"mixtral\" has experts")
     );
     assert!(refused("architecture = 'mixtral'\ngateless = true").contains("has a router in every layer"));
-    assert!(refused("architecture = 'mixtral'\nexpert_storage = 'bitdelta'").contains("holds whole experts only"));
+    assert!(refused("architecture = 'mixtral'\nexpert_storage = 'bitdelta'").contains("supports only full experts"));
 }
 
 /// Measures how often a router selects different experts when more tokens are processed at once: 16,384 tokens in

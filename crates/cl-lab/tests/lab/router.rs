@@ -263,7 +263,7 @@ fn a_check_says_what_would_leave_routers_as_they_are() {
     let base = world.path("model");
     let say = |config: &RouterRun| problems(&check_router(config)).join("\n");
     let one = blended(&world, "one", "num_experts_per_tok = 1\nrouter.norm = 'softmax'");
-    assert!(say(&config(&world, &base, Some(&one), &[])).contains("a gate of 1"));
+    assert!(say(&config(&world, &base, Some(&one), &[])).contains("its gate is always 1"));
     let sigmoid = blended(&world, "sigmoid", "num_experts_per_tok = 1");
     assert_eq!(say(&config(&world, &base, Some(&sigmoid), &[])), "");
     let spectr = blended(&world, "spectr", "router.init = 'spectr'");

@@ -91,7 +91,7 @@ pub struct CombineArgs {
     /// factors for the methods that the paper applied to them (ties, dare_ties).
     #[arg(long, value_enum)]
     space: Option<SpaceName>,
-    /// Profile: which definitions are the defaults.
+    /// Profile that selects the default definitions.
     #[arg(long, value_enum, default_value = "method")]
     profile: ProfileName,
     /// Random seed of masks.
@@ -136,7 +136,7 @@ pub struct FoldArgs {
     /// One weight per adapter, such as 1,0.5; defaults to 1.
     #[arg(long, value_delimiter = ',', allow_hyphen_values = true)]
     weights: Vec<f64>,
-    /// Also report how much folding one after another, with rounding each time, would differ.
+    /// Also report how much the result would differ if adapters were folded one by one, with rounding after each.
     #[arg(long)]
     drift: bool,
     /// Fold adapters even if their manifests name another base.
@@ -329,7 +329,7 @@ fn parameters(args: &CombineArgs) -> Result<Parameters> {
     let flags =
         [("lambda", args.lambda.is_some()), ("election", args.sign.is_some()), ("density", !args.density.is_empty())];
     if let Some((key, _)) = flags.iter().find(|(key, given)| *given && map.contains_key(*key)) {
-        bail!("--set {key}: is given by a flag of its own, too");
+        bail!("--set {key}: is also set by its own option; remove one of them");
     }
     let mut parameters: Parameters =
         serde_json::from_value(Value::Object(map)).map_err(|e| anyhow::anyhow!("--set: {e}"))?;
@@ -465,10 +465,10 @@ fn write_info(out: &mut dyn Write, info: &AdapterInfo) -> Result<()> {
     let targets = serde_json::to_string(&info.targets)?;
     writeln!(out, "  targets     {targets}")?;
     for (name, rank) in &info.rank_pattern {
-        writeln!(out, "  rank of     {name}: {rank}")?;
+        writeln!(out, "  rank of     {}: {rank}", name.key())?;
     }
     for (name, alpha) in &info.alpha_pattern {
-        writeln!(out, "  alpha of    {name}: {alpha}")?;
+        writeln!(out, "  alpha of    {}: {alpha}", name.key())?;
     }
     writeln!(out, "  parameters  {} in {}", info.parameters, info.dtypes.join(", "))?;
     if let Some(feature) = &info.unsupported {

@@ -30,8 +30,8 @@ use crate::run::budget::{Budget, FIXED};
 /// vectors on a base of zeros, and the result is truncated. Random masks depend on seed, module and adapter, as in
 /// merges of models.
 ///
-/// Modules, biases and token rows that adapters train besides their factors are combined by the same method, as
-/// differences from the base, which is then required.
+/// Modules, biases and token rows that adapters train in addition to their LoRA factors are combined by the same
+/// method, as differences from the base, which is then required.
 ///
 /// # Errors
 /// Returns [`Error::Problems`] with all problems, and an error for non-finite values or if reading or writing fails.

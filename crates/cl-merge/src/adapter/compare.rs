@@ -112,7 +112,7 @@ pub fn compare(a: &Path, b: &Path) -> Result<AdapterDiff, Error> {
         notes.push("of DoRA only the factors are compared, not the magnitudes".to_owned());
     }
     if !set.wholes.is_empty() {
-        notes.push(format!("{} tensors beside the factors are not compared", set.wholes.len()));
+        notes.push(format!("{} tensors other than LoRA factors are not compared", set.wholes.len()));
     }
     Ok(AdapterDiff { total: all.diff(""), modules, only_a: only(0), only_b: only(1), notes })
 }

@@ -2,7 +2,9 @@
 
 use std::path::Path;
 
-use cl_checkpoint::{Adapter, Beside, BesideKind, Dtype, LayerKind, Manifest, Source, TargetModules, TensorSource};
+use cl_checkpoint::{
+    Adapter, Beside, BesideKind, Dtype, LayerKind, Manifest, ModulePattern, Source, TargetModules, TensorSource,
+};
 use rayon::prelude::*;
 use serde::Serialize;
 
@@ -28,9 +30,9 @@ pub struct AdapterInfo {
     /// Alpha of modules without a pattern.
     pub alpha: f64,
     /// Ranks of other modules, by pattern.
-    pub rank_pattern: Vec<(String, usize)>,
+    pub rank_pattern: Vec<(ModulePattern, usize)>,
     /// Alphas of other modules, by pattern.
-    pub alpha_pattern: Vec<(String, f64)>,
+    pub alpha_pattern: Vec<(ModulePattern, f64)>,
     /// Target modules.
     pub targets: Option<TargetModules>,
     /// Number of elements in all tensors.
@@ -43,7 +45,7 @@ pub struct AdapterInfo {
     pub sources: Vec<Source>,
     /// Modules by name.
     pub modules: Vec<ModuleInfo>,
-    /// Other tensors, besides factors and magnitudes.
+    /// Tensors other than factors and magnitudes.
     pub beside: Vec<BesideInfo>,
     /// `‖ΔW‖` over all modules.
     pub norm: f64,

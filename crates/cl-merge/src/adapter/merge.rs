@@ -200,6 +200,7 @@ fn merge_config(set: &Set<'_>, info: &MethodInfo, options: &CombineOptions, para
         ignore_tokenizers: false,
         revisions: Default::default(),
         places: Default::default(),
+        ignore_parameters_of_others: false,
         notes: Vec::new(),
     }
 }

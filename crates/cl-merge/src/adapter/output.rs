@@ -200,8 +200,8 @@ fn config(modules: &[NewModule], about: &About) -> AdapterConfig {
         r,
         lora_alpha: r as f64,
         target_modules: Some(TargetModules::List(about.targets.clone())),
-        rank_pattern: other.iter().map(|m| (key(&m.name), m.factors.rank)).collect(),
-        alpha_pattern: other.iter().map(|m| (key(&m.name), m.factors.rank as f64)).collect(),
+        rank_pattern: other.iter().map(|m| (key(&m.name).into(), m.factors.rank)).collect(),
+        alpha_pattern: other.iter().map(|m| (key(&m.name).into(), m.factors.rank as f64)).collect(),
         ..AdapterConfig::default()
     };
     // Plain names work in every version of PEFT. As regular expressions, however, they match the end of a name, so a

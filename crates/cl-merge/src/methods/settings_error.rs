@@ -6,14 +6,14 @@
 pub enum SettingsError {
     /// A parameter is missing or has the wrong type.
     #[error("{}", .0.to_string().trim())]
-    Unreadable(#[source] Box<toml::de::Error>),
+    Unreadable(Box<toml::de::Error>),
     /// A list or a table is neither a gradient nor a set of filters.
     #[error("`{parameter}`: {}", source.to_string().trim())]
     Varying {
         /// The parameter.
         parameter: String,
         /// The parser's error.
-        source: Box<toml::de::Error>,
+        r#source: Box<toml::de::Error>,
     },
     /// A value cannot be represented in TOML.
     #[error(transparent)]
@@ -35,13 +35,13 @@ pub enum SettingsError {
         switch: &'static str,
     },
     /// A method for two models was given another number of models.
-    #[error("{method} merges two models")]
+    #[error("{method} takes exactly two models")]
     NotTwoModels {
         /// The method.
         method: &'static str,
     },
     /// DELLA's probabilities are not between 0 and 1.
-    #[error("density {density} ± epsilon {epsilon} has to lie between 0 and 1; choose a smaller epsilon")]
+    #[error("density {density} ± epsilon {epsilon} must be between 0 and 1; choose a smaller epsilon")]
     DensitySpan {
         /// The mean probability.
         density: f64,
@@ -49,7 +49,10 @@ pub enum SettingsError {
         epsilon: f64,
     },
     /// A parameter does not name one of the models.
-    #[error("`{parameter}` is `{name}`, which is none of the models; give a path or name as written")]
+    #[error(
+        "`{parameter}` is `{name}`, which is not one of the models; use the path or name of a model as written in the \
+         file"
+    )]
     NotAModel {
         /// The parameter.
         parameter: &'static str,

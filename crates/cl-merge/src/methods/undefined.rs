@@ -7,16 +7,16 @@ use super::settings_error::SettingsError;
 #[non_exhaustive]
 pub enum Undefined {
     /// No base. As in the next three, the field says what the method does with its inputs.
-    #[error("{0}; name a base")]
+    #[error("{0}; specify a base")]
     NoBase(&'static str),
     /// No base, or a number of models other than one.
-    #[error("{0}; name a base and one model")]
+    #[error("{0}; specify a base and one model")]
     NotOneModelOnBase(&'static str),
     /// A number of models other than two.
-    #[error("{0}; name two")]
+    #[error("{0}; specify two models")]
     NotTwoModels(&'static str),
     /// A number of inputs other than one.
-    #[error("{0}; name one")]
+    #[error("{0}; specify one model")]
     NotOneInput(&'static str),
     /// An angle between task vectors without a base or with fewer than two models.
     #[error("the angle between task vectors needs a base and at least two models")]
@@ -31,13 +31,16 @@ pub enum Undefined {
     #[error(transparent)]
     Settings(#[from] SettingsError),
     /// Weighted directions whose mean is zero.
-    #[error("the weighted directions of the models cancel out, so their mean has none; choose other weights")]
+    #[error("the weighted directions of the models cancel out, so their mean has no direction; choose other weights")]
     DirectionsCancel,
     /// The state of an earlier merge does not contain this tensor.
-    #[error("the earlier merge's state has no such tensor; its models differ from these")]
+    #[error("the state of the earlier merge does not contain this tensor; that merge had different models")]
     NotInState,
     /// A decomposition that did not converge.
-    #[error("its singular values cannot be computed{}", if *.merging { "; merge this tensor by another method" } else { "" })]
+    #[error(
+        "the computation of its singular values did not converge{}",
+        if *.merging { "; merge this tensor by another method" } else { "" }
+    )]
     NoSingularValues {
         /// Whether models are being merged, in which case another method can be used.
         merging: bool,
@@ -51,7 +54,7 @@ pub enum Undefined {
         index: usize,
     },
     /// The number of values is not a multiple of the row length.
-    #[error("{values} values are no rows of {columns}")]
+    #[error("{values} values cannot be divided into rows of {columns}")]
     NotRows {
         /// Number of values.
         values: usize,

@@ -173,7 +173,7 @@ const TUNED_KEYS: [&str; 5] =
     ["rope_theta", "rope_scaling", "rope_parameters", "rms_norm_eps", "max_position_embeddings"];
 
 /// Compares a model's config.json with that of the reference, and returns problems and notes. `layers` tells whether
-/// the number of layers has to agree.
+/// the number of layers must agree.
 pub(crate) fn compare_configs(
     reference: &Input,
     other: &Input,

@@ -13,4 +13,4 @@ mod vocabulary;
 pub(crate) mod work;
 
 pub use plan::Plan;
-pub(crate) use plan::problems_without_stages;
+pub(crate) use plan::{notes_without_models, problems_without_stages};

@@ -16,14 +16,16 @@ use super::output::{out_config, tokenizer_model};
 use super::vocabulary::{Participant, Vocabulary, is_token_table, put_wanted_template};
 use super::work::{PlannedTensor, Segment, Source, Work};
 use crate::Error;
-use crate::methods::{Linear, METHODS, MergeMethod, MethodInfo, OpcmState, SettingsError, whole_model_trim};
+use crate::methods::{Linear, MergeMethod, MethodInfo, OpcmState, SettingsError, whole_model_trim};
 use crate::problem::{ConfigProblem, ModelProblem, Place, Problem, ProblemKind, TokenizerProblem};
 use crate::recipe::check::{idle_filters, parameter_problems, shape_of_config, varies};
 use crate::recipe::config::{
     ExtraTensors, MergeConfig, SliceConfig, Vocabulary as VocabularyPolicy, model_and_adapter,
 };
+use crate::recipe::mergekit::drop_parameters_of_others;
+use crate::recipe::registry::MethodRegistry;
+use crate::recipe::settings;
 use crate::recipe::tokenizer::{TokenizerConfig, UNION};
-use crate::recipe::{registry, settings};
 use crate::tensor::{TensorGroup, Values, is_eight_bit, is_readable};
 
 /// A validated merge that is ready to run.
@@ -50,35 +52,27 @@ impl Plan {
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
     pub fn new(config: &MergeConfig) -> Result<Plan, Error> {
-        Plan::of_stage(config, &BTreeMap::new())
+        Plan::with_methods(config, &MethodRegistry::builtin())
     }
 
-    /// Like [`Plan::new`], with a method that is not built in. The merge file must name the same method.
+    /// Like [`Plan::new`], with methods that are not built in.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
-    pub fn with_method(config: &MergeConfig, method: &'static MethodInfo) -> Result<Plan, Error> {
-        if config.method.name != method.name {
-            let kind = ConfigProblem::OtherMethod { method: method.name, named: config.method.name.clone() };
-            return Err(Problem::whole(kind).into());
-        }
-        Plan::planned(config, method, &BTreeMap::new())
+    pub fn with_methods(config: &MergeConfig, methods: &MethodRegistry) -> Result<Plan, Error> {
+        Plan::of_stage(config, methods, &BTreeMap::new())
     }
 
-    /// Like [`Plan::new`], with the directories of earlier stages, whose names can be used as models.
+    /// Like [`Plan::with_methods`], with the directories of earlier stages, whose names can be used as models.
     ///
     /// # Errors
     /// Returns [`Error::Problems`] with all problems.
-    pub fn of_stage(config: &MergeConfig, stages: &BTreeMap<String, PathBuf>) -> Result<Plan, Error> {
-        let method = known_method(config)?;
-        Plan::planned(config, method, stages)
-    }
-
-    fn planned(
+    pub fn of_stage(
         config: &MergeConfig,
-        method: &'static MethodInfo,
+        methods: &MethodRegistry,
         stages: &BTreeMap<String, PathBuf>,
     ) -> Result<Plan, Error> {
+        let method = known_method(config, methods)?;
         let (config, mut problems) = resolved(config, method);
         let config = &config;
         let mut inputs = Inputs::default();
@@ -251,9 +245,9 @@ impl Plan {
 }
 
 /// Returns the method that a merge file names.
-fn known_method(config: &MergeConfig) -> Result<&'static MethodInfo, Problem> {
-    registry::method(&config.method.name).ok_or_else(|| {
-        let known = METHODS.iter().map(|m| m.name).collect();
+fn known_method(config: &MergeConfig, methods: &MethodRegistry) -> Result<&'static MethodInfo, Problem> {
+    methods.get(&config.method.name).ok_or_else(|| {
+        let known = methods.iter().map(|m| m.name).collect();
         let method = config.method.name.clone();
         Problem::whole(ConfigProblem::UnknownMethod { method, known, for_adapters: false })
     })
@@ -262,6 +256,9 @@ fn known_method(config: &MergeConfig) -> Result<&'static MethodInfo, Problem> {
 /// Fills in the defaults of a merge file, and returns the problems that do not depend on its models.
 fn resolved(config: &MergeConfig, method: &'static MethodInfo) -> (MergeConfig, Vec<Problem>) {
     let mut config = config.clone();
+    if config.ignore_parameters_of_others {
+        drop_parameters_of_others(&mut config, method);
+    }
     let mut problems = parameter_problems(&config, method);
     if config.tokenizer.is_some() && config.tokenizer_source.is_some() {
         problems.push(Problem::whole(TokenizerProblem::SourceTwice));
@@ -280,8 +277,8 @@ fn resolved(config: &MergeConfig, method: &'static MethodInfo) -> (MergeConfig, 
 
 /// Returns the problems of a stage that can be found before the stages it uses have run: those of its settings, and of
 /// models that are not stages.
-pub(crate) fn problems_without_stages(config: &MergeConfig, stages: &[&str]) -> Vec<Problem> {
-    let method = match known_method(config) {
+pub(crate) fn problems_without_stages(config: &MergeConfig, methods: &MethodRegistry, stages: &[&str]) -> Vec<Problem> {
+    let method = match known_method(config, methods) {
         Ok(method) => method,
         Err(problem) => return vec![problem],
     };
@@ -298,6 +295,14 @@ pub(crate) fn problems_without_stages(config: &MergeConfig, stages: &[&str]) -> 
         }
     }
     problems
+}
+
+/// Returns the notes of a stage that do not depend on its models.
+///
+/// # Errors
+/// Returns an error if its method does not exist.
+pub(crate) fn notes_without_models(config: &MergeConfig, methods: &MethodRegistry) -> Result<Vec<String>, Error> {
+    Ok(resolved(config, known_method(config, methods)?).0.notes)
 }
 
 fn bytes(dtype: Dtype, shape: &[usize]) -> u64 {
@@ -429,7 +434,7 @@ impl From<Problem> for Obstacle {
     }
 }
 
-/// Plans one tensor, or returns the obstacle. `vocabulary` receives the number of rows of token tables.
+/// Plans one tensor, or returns the problem that prevents it. `vocabulary` receives the number of rows of token tables.
 fn plan_tensor(
     context: &Context<'_>,
     draft: &Draft<'_>,

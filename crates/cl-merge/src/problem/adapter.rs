@@ -12,7 +12,7 @@ use super::Joint;
 #[non_exhaustive]
 pub enum AdapterProblem {
     /// No adapter is given.
-    #[error("no adapters; name at least one")]
+    #[error("no adapters given; specify at least one")]
     NoAdapters,
     /// The length of a list does not match the number of adapters.
     #[error("expected {}one for each of {adapters} adapters, got {given}", if *.or_one { "one for all or " } else { "" })]
@@ -25,22 +25,22 @@ pub enum AdapterProblem {
         or_one: bool,
     },
     /// A weight is NaN or infinite.
-    #[error("its weight is {weight}; it has to be a finite number")]
+    #[error("its weight is {weight}; it must be a finite number")]
     Weight {
         /// The weight.
         weight: f64,
     },
     /// A density is out of range.
-    #[error("density is {density}; it has to be above 0 and at most 1")]
+    #[error("density is {density}; it must be above 0 and at most 1")]
     Density {
         /// The density.
         density: f64,
     },
     /// The rank is zero.
-    #[error("rank is 0; it has to be at least 1")]
+    #[error("rank is 0; it must be at least 1")]
     RankZero,
     /// A gradient or filters are set, which only apply to whole models.
-    #[error("gradients and filters are for whole models; give one value")]
+    #[error("gradients and filters are supported only for models; specify a single value")]
     Varying,
     /// The method needs the weights of models.
     #[error(
@@ -61,19 +61,22 @@ pub enum AdapterProblem {
         found: usize,
     },
     /// A parameter is set for `cat`, which has none.
-    #[error("cat has no parameter `{parameter}`; it takes weights alone")]
+    #[error("the method cat has no parameter `{parameter}`; it takes only weights")]
     CatParameter {
         /// The parameter.
         parameter: String,
     },
     /// A rank is set for `cat`.
-    #[error("cat keeps all ranks; linear with a rank cuts to it")]
+    #[error("the method cat keeps all ranks; to limit the rank, use the method linear with --rank")]
     CatRank,
     /// A rank is set although factors are merged separately.
-    #[error("in the space of factors the rank is that of the adapters; leave rank out")]
+    #[error("in the space `factors`, the output has the rank of the adapters; remove rank (--rank)")]
     FactorRank,
     /// PEFT does not have this method on factors.
-    #[error("{method} is none of PEFT's methods on factors, which are {}; the space delta has it", known.join(", "))]
+    #[error(
+        "{method} is not one of PEFT's methods on factors ({}); use the space `delta` (--space delta)",
+        known.join(", ")
+    )]
     FactorMethod {
         /// The method.
         method: String,
@@ -81,16 +84,15 @@ pub enum AdapterProblem {
         known: &'static [&'static str],
     },
     /// A parameter is set that PEFT's methods on factors do not have.
-    #[error(
-        "`{parameter}` does not apply in the space `factors`, whose methods are PEFT's: only weights, density and the sign method can be set"
-    )]
+    #[error("`{parameter}` cannot be set in the space `factors`, which supports only weights, density and sign")]
     FactorParameter {
         /// The parameter.
         parameter: String,
     },
     /// Factors have different ranks and cannot be merged separately.
     #[error(
-        "{} has rank {}, {} has {}; factors A and B of different ranks cannot be merged separately; use the space `delta` (--space delta)",
+        "{} has rank {}, but {} has {}; factors A and B of different ranks cannot be merged separately; use the space \
+         `delta` (--space delta)",
         adapters[0], ranks[0], adapters[1], ranks[1]
     )]
     MixedRanks {
@@ -100,7 +102,10 @@ pub enum AdapterProblem {
         ranks: [usize; 2],
     },
     /// An adapter trains a tensor in addition to its factors, but factors are merged separately.
-    #[error("trains `{tensor}` beside its factors, which PEFT does not combine; the space delta does")]
+    #[error(
+        "trains `{tensor}` in addition to its LoRA factors, which PEFT does not combine; use the space `delta` \
+         (--space delta)"
+    )]
     BesideFactors {
         /// The tensor.
         tensor: String,
@@ -129,7 +134,8 @@ pub enum AdapterProblem {
     },
     /// A module has another kind or shape in another adapter.
     #[error(
-        "module `{module}` is {kind:?} {shape:?}, in an adapter before it {other_kind:?} {other_shape:?}; they are of different bases"
+        "module `{module}` is {kind:?} {shape:?}, but {other_kind:?} {other_shape:?} in an earlier adapter; the \
+         adapters are for different bases"
     )]
     ModulesDiffer {
         /// The module.
@@ -145,7 +151,8 @@ pub enum AdapterProblem {
     },
     /// Adapters have different bases, by the hashes in their manifests.
     #[error(
-        "was made for another base ({}…) than {first} ({}…), their manifests say; ignore-base takes them all the same",
+        "has a different base ({}…) than {first} ({}…), according to their manifests; to use them anyway, set \
+         ignore-base (--ignore-base)",
         start(base),
         start(first_base)
     )]
@@ -158,7 +165,10 @@ pub enum AdapterProblem {
         first_base: String,
     },
     /// An adapter has another base than the given one, by the hash in its manifest.
-    #[error("its manifest names another base than {}; set ignore-base (--ignore-base) to use it anyway", base.display())]
+    #[error(
+        "has a different base than {}, according to its manifest; to use it anyway, set ignore-base (--ignore-base)",
+        base.display()
+    )]
     NotThisBase {
         /// The given base.
         base: PathBuf,
@@ -172,7 +182,7 @@ pub enum AdapterProblem {
         base: PathBuf,
     },
     /// A module's weight has another shape in the base.
-    #[error("module `{module}` is for a weight of {shape:?}, the base's is {of_base:?}")]
+    #[error("module `{module}` is for a weight of shape {shape:?}, but the weight of the base has shape {of_base:?}")]
     ModuleShape {
         /// The module.
         module: String,
@@ -183,8 +193,8 @@ pub enum AdapterProblem {
     },
     /// A tensor is neither a factor nor a copy of the base's, and the configuration does not mark it as trained.
     #[error(
-        "tensor `{tensor}` is neither a factor nor a copy of the base's `{stands_for}`, and adapter_config.json does not say that \
-         it was trained; add its module to modules_to_save there if it was"
+        "tensor `{tensor}` is neither a LoRA factor nor a copy of the base's `{stands_for}`, and adapter_config.json \
+         does not list it as trained; if it was trained, add its module to modules_to_save there"
     )]
     Untrained {
         /// The tensor.
@@ -193,7 +203,10 @@ pub enum AdapterProblem {
         stands_for: String,
     },
     /// A full weight is stored, and without the base it is unknown whether it is a copy.
-    #[error("holds the whole weight `{tensor}`; name the base, so that it can be seen whether it is a mere copy")]
+    #[error(
+        "contains the full weight `{tensor}`; specify the base (--base DIR) to check whether the weight is only a copy \
+         of the base's"
+    )]
     WholeWeight {
         /// The tensor.
         tensor: String,
@@ -215,7 +228,10 @@ pub enum AdapterProblem {
         base: PathBuf,
     },
     /// One adapter has factors for a tensor that another trains in full.
-    #[error("has factors in {factors} and is trained whole in {whole}; fold the adapters one after another", whole = whole.join(", "))]
+    #[error(
+        "has LoRA factors in {factors}, but is trained in full in {}; fold the adapters one after another",
+        whole.join(", ")
+    )]
     FactorsAndWhole {
         /// The adapter with factors.
         factors: String,
@@ -224,15 +240,15 @@ pub enum AdapterProblem {
     },
     /// A tensor was fully trained on different bases.
     #[error(
-        "is trained whole in {}, on different bases as their manifests say, so their differences from one base do not add up; \
-         fold the adapters one after another", adapters.join(", ")
+        "is trained in full in {}, on different bases according to their manifests, so the differences cannot be \
+         added; fold the adapters one after another", adapters.join(", ")
     )]
     WholeOfOtherBases {
         /// The adapters.
         adapters: Vec<String>,
     },
     /// A trained token row is missing from the base's table.
-    #[error("`{tensor}` is for token {token}; the base's table has {rows} rows")]
+    #[error("`{tensor}` is for token {token}, but the base has only {rows} rows")]
     TokenBeyond {
         /// The tensor with the row.
         tensor: String,
@@ -242,7 +258,7 @@ pub enum AdapterProblem {
         rows: usize,
     },
     /// Trained token rows have another length than the base's.
-    #[error("`{tensor}` is {shape:?}, the base's table {of_base:?}")]
+    #[error("`{tensor}` has shape {shape:?}, but the weight of the base has shape {of_base:?}")]
     RowShape {
         /// The tensor with the rows.
         tensor: String,
@@ -252,7 +268,7 @@ pub enum AdapterProblem {
         of_base: Vec<usize>,
     },
     /// A fully trained tensor has another shape than the base's.
-    #[error("`{tensor}` is {shape:?}, the base's `{base_tensor}` {of_base:?}")]
+    #[error("`{tensor}` has shape {shape:?}, but `{base_tensor}` of the base has shape {of_base:?}")]
     WholeShape {
         /// The tensor.
         tensor: String,
@@ -265,8 +281,8 @@ pub enum AdapterProblem {
     },
     /// A table has rows for new tokens, but there are other adapters or a weight.
     #[error(
-        "`{tensor}` has {rows} rows, the base's {base_rows}: tokens were added, and what stands for them in the base is not known; \
-         fold this adapter alone with a weight of 1, or give the base with these rows"
+        "`{tensor}` has {rows} rows, but the base has {base_rows}: tokens were added, and their rows in the base are \
+         unknown; fold this adapter alone with a weight of 1, or specify a base that has these rows"
     )]
     AddedTokens {
         /// The tensor.
@@ -277,7 +293,7 @@ pub enum AdapterProblem {
         base_rows: usize,
     },
     /// A table with rows for new tokens is to be combined.
-    #[error("`{tensor}` has {rows} rows, the base's {base_rows}; name the base that has these rows")]
+    #[error("`{tensor}` has {rows} rows, but the base has {base_rows}; specify the base that has these rows")]
     RowsBeyondBase {
         /// The tensor.
         tensor: String,
@@ -288,8 +304,8 @@ pub enum AdapterProblem {
     },
     /// Embedding and head have different numbers of rows.
     #[error(
-        "with the adapters the embedding has {embedding} rows and the head {head}; both have to be trained whole where tokens were \
-         added"
+        "with the adapters, the embedding has {embedding} rows, but the output head has {head}; if tokens were added, \
+         both must be trained in full"
     )]
     HeadRows {
         /// Number of rows of the embedding.
@@ -299,7 +315,8 @@ pub enum AdapterProblem {
     },
     /// Updates have biases (`lora_bias`), and there is an update of an embedding.
     #[error(
-        "`{tensor}` belongs to lora_bias, which PEFT does not have beside factors on an embedding (`{module}`); fold the adapters instead"
+        "`{tensor}` is a lora_bias, which PEFT does not support together with factors on an embedding (`{module}`); \
+         fold the adapters instead"
     )]
     LoraBias {
         /// The bias.
@@ -309,12 +326,12 @@ pub enum AdapterProblem {
     },
     /// A DoRA adapter is to be combined.
     #[error(
-        "a DoRA adapter scales the base's rows and is no update by itself; fold it into its base, and extract a plain adapter \
-         from the result where one is needed"
+        "a DoRA adapter scales the rows of the base, so it cannot be combined as an update; fold it into its base and, \
+         if you need an adapter, extract a plain LoRA adapter from the result"
     )]
     DoraCombined,
     /// A DoRA adapter is to be folded together with others.
-    #[error("a DoRA adapter can only be folded alone; fold one after another")]
+    #[error("a DoRA adapter can only be folded on its own; fold the adapters one after another")]
     DoraNotAlone,
     /// A DoRA adapter is to be folded with a weight other than 1.
     #[error("a DoRA adapter can only be folded with a weight of 1, not {weight}")]
@@ -323,7 +340,7 @@ pub enum AdapterProblem {
         weight: f64,
     },
     /// A tensor is missing from one of the two models of an extraction.
-    #[error("has no tensor `{tensor}`, but {other} has")]
+    #[error("has no tensor `{tensor}`, but {other} does")]
     LacksTensor {
         /// The tensor.
         tensor: String,
@@ -332,12 +349,15 @@ pub enum AdapterProblem {
     },
     /// The tuned model has a head of its own, but the base has none.
     #[error(
-        "embeddings and head are apart, in the base they are one tensor, as after a fold of an adapter on either; what the two \
-         uses became cannot be one adapter of a tied base"
+        "the embedding and the output head are separate tensors, but tied in the base (for example, after folding an \
+         adapter on one of them); their differences cannot be extracted as one adapter of a tied base"
     )]
     Untied,
     /// A tensor has different shapes in the base and the tuned model.
-    #[error("is {base:?} in the base and {tuned:?} in the tuned model; models of one vocabulary and shape are needed")]
+    #[error(
+        "is {base:?} in the base, but {tuned:?} in the fine-tuned model; both models must have the same vocabulary and \
+         shapes"
+    )]
     ShapesDiffer {
         /// Shape in the base.
         base: Vec<usize>,
@@ -345,7 +365,7 @@ pub enum AdapterProblem {
         tuned: Vec<usize>,
     },
     /// A tensor is floating-point in only one of the base and the tuned model.
-    #[error("is {base:?} in the base and {tuned:?} in the tuned model")]
+    #[error("is {base:?} in the base, but {tuned:?} in the fine-tuned model")]
     DtypesDiffer {
         /// Dtype in the base.
         base: Dtype,
@@ -353,7 +373,7 @@ pub enum AdapterProblem {
         tuned: Dtype,
     },
     /// A target is not a matrix of the base.
-    #[error("target `{target}` names no matrix of {}", base.display())]
+    #[error("target `{target}` matches no linear layer or embedding of {}", base.display())]
     UnknownTarget {
         /// The target.
         target: String,
@@ -361,7 +381,7 @@ pub enum AdapterProblem {
         base: PathBuf,
     },
     /// An entry of `modules_to_save` is not a module of the base.
-    #[error("modules_to_save `{entry}` names no module of {}", base.display())]
+    #[error("modules_to_save: `{entry}` matches no module of {}", base.display())]
     UnknownSaved {
         /// The entry.
         entry: String,

@@ -23,13 +23,19 @@ pub enum ConfigProblem {
         /// Whether these are the methods for adapters.
         for_adapters: bool,
     },
-    /// The merge file names another method than the given one.
-    #[error("the method is `{method}`, but the file names `{named}`")]
-    OtherMethod {
-        /// The given method.
+    /// A method is added under a name that another method has.
+    #[error("a method called `{method}` exists; choose another name")]
+    MethodNamedTwice {
+        /// The name.
         method: &'static str,
-        /// The one in the file.
-        named: String,
+    },
+    /// A method that is added lists a parameter that it does not describe.
+    #[error("{method} lists the parameter `{parameter}` without describing it; add it to `own_parameters`")]
+    NotDescribed {
+        /// The method.
+        method: &'static str,
+        /// The parameter.
+        parameter: &'static str,
     },
     /// The method has no such parameter.
     #[error(
@@ -46,13 +52,13 @@ pub enum ConfigProblem {
         known: &'static [&'static str],
     },
     /// A parameter that applies to all models is set for one of them.
-    #[error("`{parameter}` is one for all models; set it under the method")]
+    #[error("`{parameter}` cannot be set for a single model; set it under the method")]
     SharedParameter {
         /// The parameter.
         parameter: String,
     },
     /// A number is out of range.
-    #[error("`{parameter}` is {value}; it has to be {range}")]
+    #[error("`{parameter}` is {value}; it must be {range}")]
     OutOfRange {
         /// The parameter.
         parameter: &'static str,
@@ -62,7 +68,7 @@ pub enum ConfigProblem {
         range: &'static str,
     },
     /// A number is NaN or infinite.
-    #[error("`{parameter}` is no finite number; it has to be {range}")]
+    #[error("`{parameter}` is not a finite number; it must be {range}")]
     NotFinite {
         /// The parameter.
         parameter: &'static str,
@@ -90,7 +96,11 @@ pub enum ConfigProblem {
         method: &'static str,
     },
     /// There are too few or too many models.
-    #[error("{method} merges {} model(s){}, not {found}", wanted(models), if *.beside_base { " beside the base" } else { "" })]
+    #[error(
+        "{method} merges {} model(s){}, not {found}",
+        wanted(models),
+        if *.beside_base { " in addition to the base" } else { "" }
+    )]
     ModelCount {
         /// The method.
         method: &'static str,
@@ -103,7 +113,8 @@ pub enum ConfigProblem {
     },
     /// mergekit merges the base as one more model, but the method does not take as many.
     #[error(
-        "{method} merges {} model(s), and mergekit merges `base_model` as one more; remove `base_model`",
+        "{method} merges {} model(s), but under the profile mergekit, `base_model` is an additional input; remove \
+         `base_model`",
         wanted(models)
     )]
     BaseIsModel {
@@ -113,7 +124,7 @@ pub enum ConfigProblem {
         models: RangeInclusive<usize>,
     },
     /// A model is listed twice in one slice.
-    #[error("{model} is named twice")]
+    #[error("{model} is listed twice")]
     NamedTwice {
         /// The model.
         model: String,
@@ -138,13 +149,13 @@ pub enum ConfigProblem {
         end: usize,
     },
     /// The base of a slice is not one of its sources.
-    #[error("`{base}` is the base and has to be among the sources")]
+    #[error("`{base}` is the base, so it must be one of the sources")]
     BaseNotASource {
         /// The base.
         base: String,
     },
     /// A merge file has no merge.
-    #[error("the file holds no merge")]
+    #[error("the file does not contain a merge")]
     NoMerge,
     /// A stage other than the last has no name.
     #[error("every stage but the last needs a `name`")]
@@ -162,13 +173,13 @@ pub enum ConfigProblem {
         name: String,
     },
     /// A model is the result of a later stage.
-    #[error("`{stage}` is a stage that comes later")]
+    #[error("`{stage}` is a later stage; a stage can use only earlier stages")]
     LaterStage {
         /// The stage.
         stage: String,
     },
     /// No stage uses the result of a stage other than the last.
-    #[error("no stage uses `{name}`; the last one is the result")]
+    #[error("the result of stage `{name}` is not used; only the last stage is written to the output")]
     UnusedStage {
         /// The name of the stage.
         name: String,

@@ -8,7 +8,7 @@
 //! assert_eq!(problems[0].place, Place::Key("method.ties".to_owned()));
 //! let ProblemKind::Config(ConfigProblem::OutOfRange { parameter, value, .. }) = &*problems[0].kind else { panic!() };
 //! assert_eq!((*parameter, *value), ("density", 2.0));
-//! assert_eq!(problems[0].to_string(), "method.ties: `density` is 2; it has to be 0 to 1");
+//! assert_eq!(problems[0].to_string(), "method.ties: `density` is 2; it must be 0 to 1");
 //! # Ok::<(), Box<dyn std::error::Error>>(())
 //! ```
 
@@ -198,11 +198,7 @@ impl Display for Problem {
     }
 }
 
-impl std::error::Error for Problem {
-    fn source(&self) -> Option<&(dyn std::error::Error + 'static)> {
-        self.kind.source()
-    }
-}
+impl std::error::Error for Problem {}
 
 impl Display for Place {
     fn fmt(&self, f: &mut Formatter<'_>) -> fmt::Result {

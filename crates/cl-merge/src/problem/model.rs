@@ -10,7 +10,7 @@ use super::Joint;
 #[non_exhaustive]
 pub enum ModelProblem {
     /// A key of `config.json` that determines the meaning of weights has another value than in the reference.
-    #[error("`{key}` is {value} in config.json, {of_reference} in {reference}")]
+    #[error("`{key}` is {value} in config.json, but {of_reference} in {reference}")]
     ConfigDiffers {
         /// The key.
         key: &'static str,
@@ -23,8 +23,8 @@ pub enum ModelProblem {
     },
     /// A model was saved without its head, as the bare model.
     #[error(
-        "was saved from the bare model: its names lack `{prefix}`, which those of {whole} begin with, and it has no head; save it \
-         from the whole one (AutoModelForCausalLM)"
+        "was saved without its output head: its tensor names do not start with `{prefix}`, unlike those of {whole}; \
+         save it as a complete model (AutoModelForCausalLM)"
     )]
     BareModel {
         /// The prefix that its tensor names lack.
@@ -34,8 +34,8 @@ pub enum ModelProblem {
     },
     /// A model has neither a head nor tied embeddings, but another model has a head.
     #[error(
-        "has no lm_head.weight, {reference} has one; if its embeddings are its output head, set tie_word_embeddings to true in its \
-         config.json, otherwise save it with its head"
+        "has no lm_head.weight, but {reference} has one; if its output head is tied to its embedding, set \
+         tie_word_embeddings to true in its config.json, otherwise save it with its head"
     )]
     HeadMissing {
         /// The model with a head.
@@ -43,7 +43,8 @@ pub enum ModelProblem {
     },
     /// Tensors of the reference are missing from this model.
     #[error(
-        "lacks {} tensor(s) that {reference} has: {}; set `extra_tensors` to \"base\" or \"union\" to copy them from the one that has them",
+        "lacks {} tensor(s) that {reference} has: {}; to copy them from a model that has them, set `extra_tensors` to \
+         \"base\" or \"union\"",
         tensors.len(), list(tensors)
     )]
     TensorsMissing {
@@ -71,8 +72,8 @@ pub enum ModelProblem {
     },
     /// A source of slices has several layer stacks.
     #[error(
-        "has {} stacks of layers: {}; `slices` cannot say which of them is meant, so they take models with one stack only. Merge \
-         whole models with `models`",
+        "has {} stacks of layers: {}; `slices` supports only models with a single stack. Merge whole models with \
+         `models`",
         stacks.len(), stacks.iter().map(|(prefix, layers)| format!("`{prefix}` with {layers}")).collect::<Vec<_>>().join(", ")
     )]
     SeveralStacks {
@@ -80,15 +81,13 @@ pub enum ModelProblem {
         stacks: Vec<(String, usize)>,
     },
     /// A model has 8-bit weights with separate scales, so it is quantized.
-    #[error(
-        "its weights have eight bits and mean something only times scales such as `{scale}`; convert the model to bf16 first"
-    )]
+    #[error("its 8-bit weights are quantized with separate scales such as `{scale}`; convert the model to bf16 first")]
     ScaledWeights {
         /// The name of a tensor of scales.
         scale: String,
     },
     /// A tensor has a dtype that cannot be merged in one model, but one that can in others.
-    #[error("{dtype:?} in {model}, elsewhere {elsewhere:?}")]
+    #[error("{dtype:?} in {model}, but {elsewhere:?} in other models")]
     MixedDtypes {
         /// The dtype that cannot be merged.
         dtype: Dtype,
@@ -113,8 +112,8 @@ pub enum ModelProblem {
     },
     /// A token table has different numbers of rows.
     #[error(
-        "has different numbers of rows: {}; set `vocabulary` to \"common\" (rows that all have), \"base\" (the base's rows) or \
-         \"keep\" (all rows)",
+        "has different numbers of rows: {}; set `vocabulary` to \"common\" (rows that all models have), \"base\" (the \
+         base's rows) or \"keep\" (all rows)",
         by_shape(shapes)
     )]
     RowCounts {
@@ -122,13 +121,13 @@ pub enum ModelProblem {
         shapes: Vec<(Vec<usize>, Vec<String>)>,
     },
     /// No model has this tensor.
-    #[error("has no source")]
+    #[error("is in none of the models")]
     NoSource,
     /// `previous` has no state of an earlier merge.
     #[error("{source}; `previous` is the output of an earlier opcm merge")]
     NoState {
         /// The error of reading it.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// The state of an earlier merge is invalid.
     #[error(transparent)]

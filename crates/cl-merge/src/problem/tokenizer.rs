@@ -10,7 +10,7 @@ pub enum TokenizerProblem {
     #[error("set either `tokenizer` or `tokenizer_source`")]
     SourceTwice,
     /// The source is not one of the models.
-    #[error("`{named}` is none of the models; set {}or a model by its path or name", words.iter().map(|word| format!("`{word}`, ")).collect::<String>())]
+    #[error("`{named}` is not one of the models; set {}or a model by its path or name", words.iter().map(|word| format!("`{word}`, ")).collect::<String>())]
     NotAModel {
         /// The name in the file.
         named: String,
@@ -18,13 +18,13 @@ pub enum TokenizerProblem {
         words: &'static [&'static str],
     },
     /// The multiple for padding rows is zero.
-    #[error("has to be at least 1")]
+    #[error("must be at least 1")]
     PadToZero,
     /// Two models use one id for different tokens, so that rows of token tables have different meanings.
     #[error(
-        "{} and {}: token {id} is {:?} in one tokenizer.json and {:?} in the other, so the rows of their token tables mean \
-         different things; align the rows by token with `tokenizer`, or set `ignore_tokenizers` to true to merge rows by their number \
-         all the same", models[0], models[1], tokens[0], tokens[1]
+        "{} and {}: token {id} is {:?} in one tokenizer.json and {:?} in the other, so the rows of their embeddings \
+         belong to different tokens; align the rows by token with `tokenizer`, or set `ignore_tokenizers` to true to \
+         merge rows by index anyway", models[0], models[1], tokens[0], tokens[1]
     )]
     Differ {
         /// Two models.
@@ -44,25 +44,25 @@ pub enum TokenizerProblem {
     #[error(transparent)]
     Json(serde_json::Error),
     /// A model has no token table.
-    #[error("has no token table that a tokenizer could be merged with")]
+    #[error("has no embedding whose rows could be aligned with the tokenizer")]
     NoTable,
     /// A token table exists in some models but not in others.
-    #[error("is not in all models; with `tokenizer` it has to be, or in none")]
+    #[error("is in some models only; with `tokenizer`, it must be in all models or in none")]
     TableMissing,
     /// A row is to be taken from a model that is not among the models merged here.
-    #[error("{model} is none of the models that are merged here")]
+    #[error("{model} is not one of the models in this merge")]
     NotMergedHere {
         /// The model.
         model: String,
     },
     /// A row is to be taken from a model that does not have the token.
-    #[error("{model} does not have it")]
+    #[error("{model} does not have this token")]
     LacksIt {
         /// The model.
         model: String,
     },
     /// Neither `token` nor `token_id` is set, or both are.
-    #[error("name either `token` or `token_id` of the model")]
+    #[error("specify either `token` or `token_id` of the model")]
     TokenOrId,
     /// A model does not have the given token.
     #[error("{model} has no token `{token}`")]
@@ -73,14 +73,15 @@ pub enum TokenizerProblem {
         token: String,
     },
     /// A model does not have the requested chat template.
-    #[error("{model} has none")]
+    #[error("{model} has no chat template")]
     NoChatTemplate {
         /// The model.
         model: String,
     },
     /// A chat template is invalid.
     #[error(
-        "`{given}` is neither `auto`, one of the models nor a template; templates have no names here, write the text"
+        "`{given}` is neither `auto`, nor a model, nor a template; named templates are not supported, so write the \
+         text of the template"
     )]
     ChatTemplate {
         /// The value in the file.

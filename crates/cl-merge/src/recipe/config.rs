@@ -89,6 +89,10 @@ pub struct MergeConfig {
     /// Directories of their files, see [`MergeFile::place`]; not part of the file.
     #[serde(skip)]
     pub places: BTreeMap<String, PathBuf>,
+    /// Whether parameters that only other methods of mergekit have are ignored with a note, as in mergekit, instead of
+    /// being errors. Set for mergekit's YAML; not part of the file.
+    #[serde(skip)]
+    pub ignore_parameters_of_others: bool,
     /// Notes on keys of mergekit's YAML that have no effect. They precede the plan's other notes and are not part of
     /// the file.
     #[serde(skip)]
@@ -103,7 +107,7 @@ fn seed() -> u64 {
 #[derive(Clone, Debug, PartialEq, Serialize)]
 #[serde(into = "BTreeMap<String, Parameters>")]
 pub struct MethodConfig {
-    /// Name of the method, as in [`crate::METHODS`].
+    /// Name of the method, as in [`crate::METHODS`] or a [`crate::MethodRegistry`].
     pub name: String,
     /// Parameters.
     pub parameters: Parameters,
@@ -130,7 +134,7 @@ impl<'de> Visitor<'de> for MethodVisitor {
     }
 
     fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<MethodConfig, A::Error> {
-        let wrong = |what: &str| serde::de::Error::custom(format!("`method` has to name one method, not {what}"));
+        let wrong = |what: &str| serde::de::Error::custom(format!("`method` must name exactly one method, not {what}"));
         let Some((name, parameters)) = map.next_entry()? else { return Err(wrong("none")) };
         match map.next_key::<String>()? {
             None => Ok(MethodConfig { name, parameters }),

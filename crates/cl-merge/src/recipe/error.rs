@@ -8,14 +8,12 @@ use cl_checkpoint::files::{of_yaml, shorten};
 pub enum ConfigError {
     /// The text is not valid TOML, or not a valid merge file; with line and column.
     #[error("{}", shorten(&.0.to_string()))]
-    Toml(Box<toml::de::Error>), // not a `#[source]`, so that the parser's text is not printed twice
+    Toml(Box<toml::de::Error>),
     /// The text is not valid YAML, or not valid in mergekit's format; with line and column.
     #[error("{}", of_yaml(&.0.to_string()))]
     Yaml(Box<serde_saphyr::Error>),
     /// The text is not valid TOML, and the file's extension does not say that it should be.
-    #[error(
-        "a file with the extension .yml or .yaml is read as mergekit's YAML, any other as TOML, which this is not: {0}"
-    )]
+    #[error("not valid TOML (only files with the extension .yml or .yaml are read as mergekit's YAML): {0}")]
     Extension(Box<ConfigError>),
     /// The file is empty.
     #[error("the file is empty")]
@@ -56,6 +54,6 @@ pub enum MergekitProblem {
         /// The token.
         token: String,
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
 }

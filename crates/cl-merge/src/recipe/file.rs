@@ -7,7 +7,7 @@ use serde::Deserialize;
 
 use super::config::{MergeConfig, MergeFile};
 use super::error::ConfigError;
-use super::mergekit::from_yaml;
+use super::mergekit;
 use crate::Error;
 
 impl MergeFile {
@@ -19,7 +19,7 @@ impl MergeFile {
         let text = read_text(path, MAX_CONFIG)?;
         let is = |known: &str| path.extension().is_some_and(|e| e.eq_ignore_ascii_case(known));
         let file = if is("yml") || is("yaml") {
-            from_yaml(&text)
+            MergeFile::from_yaml(&text)
         } else {
             let other = |error| if is("toml") { error } else { ConfigError::Extension(Box::new(error)) };
             MergeFile::from_toml(&text).map_err(other)
@@ -44,6 +44,28 @@ impl MergeFile {
             vec![toml::from_str(text)?]
         };
         Ok(MergeFile { stages })
+    }
+
+    /// Parses mergekit's YAML: one merge, or a document for each stage.
+    ///
+    /// ```
+    /// use cl_merge::{MergeFile, Profile};
+    /// let file = MergeFile::from_yaml(
+    ///     "merge_method: ties
+    /// base_model: base
+    /// models:
+    ///   - {model: tuned/law, parameters: {density: 0.2}}
+    ///   - {model: tuned/code, parameters: {density: 0.2, weight: 0.5}}
+    /// ",
+    /// )?;
+    /// assert_eq!((file.stages[0].models.len(), file.stages[0].profile), (2, Profile::Mergekit));
+    /// # Ok::<(), cl_merge::ConfigError>(())
+    /// ```
+    ///
+    /// # Errors
+    /// Returns an error with its position if this is not a valid merge file, or the unsupported keys.
+    pub fn from_yaml(text: &str) -> Result<MergeFile, ConfigError> {
+        mergekit::from_yaml(text)
     }
 }
 

@@ -15,9 +15,8 @@ use super::config::{
     Vocabulary,
 };
 use super::error::{ConfigError, MergekitProblem};
-use super::registry;
 use super::tokenizer::{TokenConfig, TokenKind, TokenSource, TokenizerConfig, UNION};
-use crate::methods::Profile;
+use crate::methods::{MethodInfo, Profile};
 
 /// One YAML document.
 #[derive(Deserialize)]
@@ -313,7 +312,7 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
     if both {
         wrong.push(MergekitProblem::TokenizerTwice);
     }
-    let mut config = MergeConfig {
+    let config = MergeConfig {
         name: document.name,
         profile: Profile::Mergekit,
         base_model: document.base_model.map(&mut path),
@@ -347,18 +346,15 @@ fn stage(document: Document, problems: &mut Vec<MergekitProblem>) -> MergeConfig
         ignore_tokenizers: document.ignore_tokenizers.unwrap_or_default(),
         revisions: Default::default(),
         places: Default::default(),
-        notes: Vec::new(),
+        ignore_parameters_of_others: true,
+        notes,
     };
-    drop_parameters_of_others(&mut config, &mut notes);
-    config.notes = notes;
     problems.extend(wrong);
     config
 }
 
 /// Drops parameters that only other methods of mergekit have, as mergekit ignores them; adds one note for each.
-fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) {
-    let name = &config.method.name;
-    let Some(method) = registry::method(name) else { return };
+pub(crate) fn drop_parameters_of_others(config: &mut MergeConfig, method: &MethodInfo) {
     let slices = config.slices.iter_mut().flat_map(|slice| {
         let sources = slice.sources.iter_mut().map(|source| (&mut source.parameters, true));
         sources.chain([(&mut slice.parameters, false)])
@@ -372,7 +368,7 @@ fn drop_parameters_of_others(config: &mut MergeConfig, notes: &mut Vec<String>) 
         let others = KNOWN.iter().filter(|known| method.parameter(known).is_none() || no_effect(known));
         dropped.extend(others.filter(|known| parameters.remove(known)));
     }
-    notes.extend(dropped.into_iter().map(|dropped| format!("`{dropped}` has no effect with {name}")));
+    config.notes.extend(dropped.into_iter().map(|dropped| format!("`{dropped}` has no effect with {}", method.name)));
 }
 
 /// Converts the long form of the tokenizer settings, with the sources of tokens and individual rows.

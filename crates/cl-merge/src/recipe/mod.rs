@@ -4,7 +4,7 @@ pub(crate) mod check;
 pub(crate) mod config;
 pub(crate) mod error;
 mod file;
-mod mergekit;
+pub(crate) mod mergekit;
 pub(crate) mod parameter;
 pub(crate) mod places;
 pub(crate) mod registry;

@@ -198,6 +198,6 @@ mod tests {
         let wrong = parse("[method.sharp]\nsharpness = 3\ndulness = 1\n[[models]]\nmodel = \"a\"");
         let problems = parameter_problems(&wrong, &METHOD);
         assert_eq!(problems.len(), 2, "{problems:?}");
-        assert!(problems.iter().any(|p| p.to_string().contains("it has to be 0 to 2")), "{problems:?}");
+        assert!(problems.iter().any(|p| p.to_string().contains("it must be 0 to 2")), "{problems:?}");
     }
 }

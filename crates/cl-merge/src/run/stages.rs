@@ -14,8 +14,9 @@ use crate::plan::inputs::STATE_NAME;
 use crate::plan::{Plan, problems_without_stages};
 use crate::problem::{ConfigProblem, Place, Problem};
 use crate::recipe::config::{ExtraTensors, MergeConfig, MergeFile, Vocabulary, model_and_adapter};
+use crate::recipe::registry::MethodRegistry;
 
-/// Progress events of [`run_file`].
+/// Progress events of [`run_file`] and [`run_file_with`].
 pub enum Event<'e> {
     /// A stage starts: its name, and the number of tensor bytes that it writes.
     Stage(&'e str, u64),
@@ -40,16 +41,30 @@ pub fn run_file(
     options: &MergeOptions,
     observe: &(dyn Fn(Event<'_>) + Sync),
 ) -> Result<Summary, Error> {
+    run_file_with(file, &MethodRegistry::builtin(), out, options, observe)
+}
+
+/// Like [`run_file`], with methods that are not built in; see [`MethodRegistry`] for an example.
+///
+/// # Errors
+/// Returns the errors of [`run_file`].
+pub fn run_file_with(
+    file: &MergeFile,
+    methods: &MethodRegistry,
+    out: &Path,
+    options: &MergeOptions,
+    observe: &(dyn Fn(Event<'_>) + Sync),
+) -> Result<Summary, Error> {
     check(file)?;
     check_output(file, out, options.overwrite)?;
     if file.stages.len() > 1 {
-        check_all(file, options)?;
+        check_all(file, methods, options)?;
     }
     let folder = folder(out);
     let mut done = BTreeMap::new();
     let mut noted = BTreeSet::new();
     let mut planned = |stage: &MergeConfig, done: &BTreeMap<String, PathBuf>| {
-        let plan = Plan::of_stage(stage, done).map_err(|error| match error {
+        let plan = Plan::of_stage(stage, methods, done).map_err(|error| match error {
             Error::Problems(problems) if !done.is_empty() => {
                 Error::StageProblems { stage: title(stage).to_owned(), problems, kept: folder.clone() }
             }
@@ -173,7 +188,7 @@ pub(crate) fn title(stage: &MergeConfig) -> &str {
 ///
 /// # Errors
 /// Returns [`Error::Problems`] with the problems of all stages.
-pub(crate) fn check_all(file: &MergeFile, options: &MergeOptions) -> Result<(), Error> {
+pub(crate) fn check_all(file: &MergeFile, methods: &MethodRegistry, options: &MergeOptions) -> Result<(), Error> {
     let names: Vec<&str> = file.stages.iter().filter_map(|s| s.name.as_deref()).collect();
     let mut stand_ins: BTreeMap<String, PathBuf> = BTreeMap::new();
     let mut problems = Vec::new();
@@ -185,9 +200,9 @@ pub(crate) fn check_all(file: &MergeFile, options: &MergeOptions) -> Result<(), 
         // The state that a method continues from is written together with the output.
         let goes_on = stage.method.parameters.previous.as_deref().is_some_and(|written| is_stage(&written));
         let found = if goes_on || uses.iter().any(|name| !stand_ins.contains_key(*name)) {
-            problems_without_stages(stage, &names)
+            problems_without_stages(stage, methods, &names)
         } else {
-            let planned = Plan::of_stage(stage, &stand_ins).and_then(|plan| {
+            let planned = Plan::of_stage(stage, methods, &stand_ins).and_then(|plan| {
                 // The model used in place of a stage may have another dtype.
                 if uses.is_empty() { plan.peak_memory(options).map(drop) } else { Ok(()) }
             });

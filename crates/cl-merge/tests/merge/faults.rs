@@ -5,6 +5,7 @@ use std::fs;
 use std::path::Path;
 
 use cl_checkpoint::{Checkpoint, Interrupt, TensorSource};
+use cl_merge::methods::SettingsError;
 use cl_merge::{Error, MergeFile, MergeOptions, Plan, check_output, merge, run_file};
 
 use super::models::Llama;
@@ -52,7 +53,7 @@ fn an_output_never_takes_the_place_of_an_input_or_of_what_is_not_ours() {
     }
     fs::write(out.join("notes.txt"), "mine").unwrap();
     let message = run_file(&file, &out, &overwrite, &|_| ()).unwrap_err().to_string();
-    assert!(message.contains("`notes.txt`, which this program did not write"), "{message}");
+    assert!(message.contains("`notes.txt`, which was not written by this program"), "{message}");
 }
 
 #[test]
@@ -177,7 +178,7 @@ fn numbers_without_measure_are_bounded() {
     let endless =
         text.replace("method = \"linear\"\n", "[method.karcher]\nmax_iter = 1000000000000000000\ntol = 0.0\n");
     let message = planned(&endless).err().unwrap();
-    assert!(message.contains("`max_iter` is 1000000000000000000; it has to be between 0 and 1000000"), "{message}");
+    assert!(message.contains("`max_iter` is 1000000000000000000; it must be between 0 and 1000000"), "{message}");
     let out = folder.path().join("adapter");
     let options = ExtractOptions { rank: usize::MAX, threads: usize::MAX, ..ExtractOptions::default() };
     let report = extract(&base, &tuned[0], &out, &options).unwrap();
@@ -303,7 +304,10 @@ fn weights_of_the_bare_model_are_told_in_one_line() {
     rewritten(&tuned[1], &bare, strip, cl_checkpoint::Dtype::BF16, &[]);
     for models in [[tuned[0].as_path(), &bare], [&bare, tuned[0].as_path()]] {
         let message = planned(&linear(&models)).err().unwrap();
-        assert!(message.contains("was saved from the bare model: its names lack `model.`"), "{message}");
+        assert!(
+            message.contains("was saved without its output head: its tensor names do not start with `model.`"),
+            "{message}"
+        );
         assert_eq!(message.lines().count(), 2, "{message}");
     }
 }
@@ -344,5 +348,47 @@ fn types_that_are_no_numbers_are_told_once_and_eight_bits_are_read() {
 
     let scaled = as_dtype("scaled", &tuned[0], Dtype::F8_E4M3, &["model.norm.weight_scale_inv"]);
     let message = planned(&linear(&[&scaled, &tuned[1]])).err().unwrap();
-    assert!(message.contains("mean something only times scales such as `model.norm.weight_scale_inv`"), "{message}");
+    assert!(message.contains("quantized with separate scales such as `model.norm.weight_scale_inv`"), "{message}");
+}
+
+/// `{:#}` of anyhow prints an error with all of its causes.
+#[test]
+fn no_message_contains_that_of_its_cause() {
+    let folder = tempfile::tempdir().unwrap();
+    let read = |name: &str, text: &str| {
+        let path = folder.path().join(name);
+        fs::write(&path, text).unwrap();
+        MergeFile::read(&path).unwrap_err()
+    };
+    let problems = |text: &str| match Plan::new(&file(text).stages[0]) {
+        Err(Error::Problems(problems)) => problems,
+        other => panic!("{:?}", other.err()),
+    };
+    let broken = folder.path().join("broken");
+    fs::create_dir(&broken).unwrap();
+    fs::write(broken.join("config.json"), "{").unwrap();
+    let wrong_type = || Box::new(toml::from_str::<toml::Table>("a = ").unwrap_err());
+    let io = |kind: std::io::ErrorKind| Error::Io { path: "out".into(), source: kind.into() };
+    let mut errors: Vec<Box<dyn std::error::Error>> = vec![
+        MergeFile::read(&folder.path().join("nowhere")).unwrap_err().into(),
+        read("a.toml", "method = 3").into(),
+        read("a.yaml", "merge_method: [").into(),
+        read("a", "merge_method: linear").into(),
+        read("b.yaml", "merge_method: linear\ntokenizer: {tokens: {<a>: {source: {kind: one}}}}\n").into(),
+        io(std::io::ErrorKind::NotFound).into(),
+        io(std::io::ErrorKind::Interrupted).into(),
+        SettingsError::Unreadable(wrong_type()).into(),
+        SettingsError::Varying { parameter: "t".to_owned(), source: wrong_type() }.into(),
+    ];
+    for text in [linear(&[&broken, Path::new("nowhere")]), "[method.ties]\ndensity = 2\ndensty = 1".to_owned()] {
+        errors.extend(problems(&text).into_iter().map(Box::from));
+    }
+    assert!(errors.len() > 12, "{errors:?}");
+    for error in errors {
+        let mut error: &dyn std::error::Error = &*error;
+        while let Some(cause) = error.source() {
+            assert!(!error.to_string().contains(&cause.to_string()), "{error:?}");
+            error = cause;
+        }
+    }
 }

@@ -1,5 +1,6 @@
 //! Complete merges: parity with mergekit and with references, properties of every method, plans and their problems,
-//! atomic outputs, adapters, layer stacks, output heads, mergekit's YAML, the command line, and signals.
+//! atomic outputs, adapters, layer stacks, output heads, mergekit's YAML, methods of other crates, the command line, and
+//! signals.
 
 mod adapter;
 mod atomic;
@@ -8,6 +9,7 @@ mod contract;
 mod faults;
 mod hub;
 mod models;
+mod own_methods;
 mod parity;
 mod plans;
 #[cfg(unix)]

@@ -186,7 +186,7 @@ fn chat_templates() {
     assert_eq!(template("auto"), "{{ messages }}-tuned");
     assert_eq!(template(folder().join("base").to_str().unwrap()), "{{ messages }}-base");
     assert_eq!(template("{{ text }}"), "{{ text }}");
-    for (chat, part) in [("chatml", "templates have no names here"), ("short", "templates have no names")] {
+    for (chat, part) in [("chatml", "named templates are not supported"), ("short", "nor a model, nor a template")] {
         assert!(problem(&UNION.replace("CHAT", chat)).contains(part));
     }
 }
@@ -249,8 +249,8 @@ fn what_cannot_be_aligned_is_named() {
     );
     assert!(with("model = \"a\", token = \"the\"", "model = \"a\"").contains("either `token` or `token_id`"));
     assert!(with("pad_to_multiple_of = 4", "pad_to_multiple_of = 0").contains("at least 1"));
-    assert!(with("source = \"union\"", "source = \"short\"").contains("is none of the models"));
-    assert!(with("source = { kind = \"zero\" }", "source = \"b\"").contains("does not have it"));
+    assert!(with("source = \"union\"", "source = \"short\"").contains("is not one of the models"));
+    assert!(with("source = { kind = \"zero\" }", "source = \"b\"").contains("does not have this token"));
     assert!(with("chat_template", "tokenizer_source = \"base\"\nchat_template").contains("set either `tokenizer`"));
     let models = fixtures().join("models");
     let (base, tuned) = (models.join("base"), models.join("ft0"));

@@ -115,7 +115,7 @@ impl Keys {
     }
 
     /// The table of rotary settings: `rope_scaling`, or Transformers 5's `rope_parameters`. Its values take precedence
-    /// over the keys of the same names beside it, as in Transformers.
+    /// over the keys of the same names next to it, as in Transformers.
     fn rope_table(&self) -> Option<&Map<String, Value>> {
         self.rope_scaling.as_ref().or(self.rope_parameters.as_ref())
     }

@@ -58,7 +58,8 @@ pub enum ConfigProblem {
     },
     /// The head dimension is neither given nor an integer quotient of the other sizes.
     #[error(
-        "hidden_size = {hidden_size} is no multiple of num_attention_heads = {num_attention_heads} and head_dim is absent"
+        "hidden_size = {hidden_size} is not a multiple of num_attention_heads = {num_attention_heads}, and head_dim is \
+         absent"
     )]
     HeadWidth {
         /// Width of the residual stream.
@@ -68,7 +69,7 @@ pub enum ConfigProblem {
     },
     /// The number of query heads is not a multiple of the number of key and value heads.
     #[error(
-        "num_attention_heads = {num_attention_heads} is no multiple of num_key_value_heads = {num_key_value_heads}"
+        "num_attention_heads = {num_attention_heads} is not a multiple of num_key_value_heads = {num_key_value_heads}"
     )]
     HeadGroups {
         /// Query heads.

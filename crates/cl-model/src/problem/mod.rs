@@ -12,7 +12,7 @@
 //! let read = ModelConfig::from_json("model".as_ref(), json.as_object().unwrap());
 //! let Err(ModelError::Config { problem, .. }) = read else { panic!("it was read") };
 //! assert!(matches!(problem, ConfigProblem::HeadGroups { num_attention_heads: 4, num_key_value_heads: 3 }));
-//! assert_eq!(problem.to_string(), "num_attention_heads = 4 is no multiple of num_key_value_heads = 3");
+//! assert_eq!(problem.to_string(), "num_attention_heads = 4 is not a multiple of num_key_value_heads = 3");
 //! ```
 
 mod config;

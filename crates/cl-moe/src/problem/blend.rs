@@ -17,10 +17,13 @@ pub enum BlendProblem {
         temperature: f64,
     },
     /// A temperature is set, but the routers do not use one.
-    #[error("is used by init = \"arrow\" only; remove one of the two")]
+    #[error("is used only with init = \"arrow\"; set init = \"arrow\", or remove it")]
     UnusedTemperature,
     /// An embedding is adapted.
-    #[error("`{module}` is an embedding; a router needs the input of a linear layer, and token ids have none")]
+    #[error(
+        "`{module}` is an embedding; adapters on embeddings cannot be mixed, because a router needs the input of a \
+         linear layer"
+    )]
     Embedding {
         /// The module.
         module: String,
@@ -65,7 +68,7 @@ pub enum BlendProblem {
         module: String,
     },
     /// The weight of a module has another shape in the base.
-    #[error("module `{module}` fits a weight of {shape:?}; the base's is {base:?}")]
+    #[error("module `{module}` is for a weight of shape {shape:?}, but the weight of the base has shape {base:?}")]
     Shape {
         /// The module.
         module: String,
@@ -90,11 +93,11 @@ pub enum BlendProblem {
 
 fn words(kind: &BesideKind) -> &'static str {
     match kind {
-        BesideKind::Saved => "a module trained whole (modules_to_save)",
+        BesideKind::Saved => "a module trained in full (modules_to_save)",
         BesideKind::Bias => "a trained bias (bias)",
         BesideKind::UpdateBias { .. } => "an update's own bias (lora_bias)",
         BesideKind::Rows(_) => "trained rows of tokens (trainable_token_indices)",
-        BesideKind::Untrained => "neither a factor nor the base's own tensor",
+        BesideKind::Untrained => "neither a LoRA factor nor a copy of the base's tensor",
     }
 }
 

@@ -19,7 +19,7 @@ pub enum CountProblem {
         experts: usize,
     },
     /// The number of experts per token is set, although there is no router to select them.
-    #[error("{chosen}; without a router every token goes through all {experts} experts; remove the key")]
+    #[error("{chosen}; without a router, every token uses all {experts} experts; remove this key")]
     ChosenWithoutRouter {
         /// Experts per token.
         chosen: usize,

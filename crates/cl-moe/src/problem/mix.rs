@@ -7,12 +7,12 @@ use serde_json::Value;
 pub enum MixProblem {
     /// Routers are initialized from hidden states, but no file of hidden states is given.
     #[error(
-        "init = \"states\" needs a file, which `cl moe states CONFIG --out FILE` makes from the experts' prompts; name it in \
-         router.states or --states"
+        "init = \"states\" needs a file, which `cl moe states CONFIG --out FILE` writes from the experts' prompts; \
+         specify it in router.states or with --states"
     )]
     NoStates,
     /// A file of hidden states is given, but routers are not initialized from it.
-    #[error("is read by init = \"states\" only; remove one of the two")]
+    #[error("is used only with init = \"states\"; set init = \"states\", or remove it")]
     UnusedStates,
     /// Two settings that exclude each other.
     #[error("cannot be combined with {other}; keep one")]
@@ -21,11 +21,12 @@ pub enum MixProblem {
         other: &'static str,
     },
     /// A router is configured, but there is none.
-    #[error("gateless = true has no router; remove the table")]
+    #[error("with gateless = true there is no router; remove [router]")]
     NoRouter,
     /// The base has biases on q, k and v, which the output architecture does not have.
     #[error(
-        "{base} has biases on q, k and v, which Qwen2-MoE can hold and {output} cannot; mix whole MLPs with a shared_expert"
+        "{base} has biases on q, k and v, which {output} does not support; use modules = [\"mlp\"] and a \
+         shared_expert, so that the output is a Qwen2-MoE"
     )]
     Qwen2Biases {
         /// Architecture of the base.
@@ -35,20 +36,21 @@ pub enum MixProblem {
     },
     /// There is no mixture for the architecture of the base.
     #[error(
-        "architecture {architecture} has no mixture; LlamaForCausalLM, MistralForCausalLM and Qwen2ForCausalLM have"
+        "mixtures of {architecture} are not supported; supported: LlamaForCausalLM, MistralForCausalLM and \
+         Qwen2ForCausalLM"
     )]
     Architecture {
         /// The architecture.
         architecture: String,
     },
     /// The base has biases.
-    #[error("{key} is true; mixtures have no such biases")]
+    #[error("{key} is true, but mixtures do not support these biases")]
     Biases {
         /// The key of config.json.
         key: &'static str,
     },
     /// Tensors of the base have no place in the output.
-    #[error("{count} tensor(s) have no place in a mixture, `{first}` first")]
+    #[error("{count} tensor(s) cannot be part of a mixture; the first is `{first}`")]
     Unplaced {
         /// Number of such tensors.
         count: usize,
@@ -66,20 +68,20 @@ pub enum MixProblem {
         key: &'static str,
     },
     /// Modules are missing or named twice.
-    #[error("expected some of mlp, mlp_fg, q_proj, k_proj, v_proj and o_proj, each once")]
+    #[error("expected one or more of mlp, mlp_fg, q_proj, k_proj, v_proj and o_proj, each at most once")]
     Modules,
     /// The MLP is replaced in two ways.
     #[error("mlp and mlp_fg are two ways to mix the same matrices; keep one")]
     TwoMlps,
     /// Routers are initialized from hidden states that are not the input of their modules.
     #[error(
-        "init = \"states\" knows the hidden states that enter a layer, which are not what o_proj and down_proj read; choose \
-         another rule, or leave out o_proj and mlp_fg"
+        "init = \"states\" uses the input of a layer, which is not the input of o_proj and down_proj; choose another \
+         init, or remove o_proj and mlp_fg from modules"
     )]
     StatesOfInput,
     /// The memory limit is too low.
     #[error(
-        "at least {} MiB are needed to write the largest tensor, {} MiB are allowed; allow more with --memory",
+        "at least {} MiB are needed to write the largest tensor, but only {} MiB are allowed; allow more with --memory",
         needed.div_ceil(1 << 20),
         allowed >> 20
     )]
@@ -91,12 +93,12 @@ pub enum MixProblem {
     },
     /// Routers are initialized from updates for which the sign of a direction cannot be determined.
     #[error(
-        "init = \"task_vectors\" is for routers that read a layer norm's output, which o_proj and down_proj do not; choose another \
-         rule, or leave out o_proj and mlp_fg"
+        "init = \"task_vectors\" supports only routers whose input is the output of a layer norm, unlike the routers \
+         of o_proj and down_proj; choose another init, or remove o_proj and mlp_fg from modules"
     )]
     TaskVectorsOfInput,
     /// A router on the embeddings is initialized from updates, which do not read the embeddings.
-    #[error("init = \"task_vectors\" is for routers of modules; choose another rule, or remove global_router")]
+    #[error("init = \"task_vectors\" does not support a global router; choose another init, or remove global_router")]
     GlobalTaskVectors,
     /// A shared expert is combined with experts stored as differences.
     #[error("experts stored as differences have no shared expert; remove shared_expert, or store experts as full")]
@@ -125,7 +127,7 @@ pub enum MixProblem {
         layer: usize,
     },
     /// Expert and base differ in a key of config.json that determines shapes or values.
-    #[error("`{key}` is {expert} in config.json, {base} in the base's")]
+    #[error("`{key}` is {expert} in config.json, but {base} in the config.json of the base")]
     Config {
         /// The key.
         key: &'static str,
@@ -143,7 +145,7 @@ pub enum MixProblem {
         dtype: Dtype,
     },
     /// A tensor has another shape in the base.
-    #[error("tensor `{tensor}` is {expert:?}, {base:?} in the base")]
+    #[error("tensor `{tensor}` has shape {expert:?}, but {base:?} in the base")]
     Shape {
         /// The tensor.
         tensor: String,
@@ -160,8 +162,8 @@ pub enum MixProblem {
     },
     /// An expert has tensors in a module that is taken from it, which the base lacks.
     #[error(
-        "{count} tensor(s) of the chosen modules are not in the base, `{first}` first, so the mixture would lose them; choose \
-         an expert that has the tensors of the base only, or leave the module out of `modules`"
+        "{count} tensor(s) of the selected modules are not in the base and would be lost; the first is `{first}`. Use \
+         an expert without additional tensors, or remove the module from `modules`"
     )]
     Beside {
         /// Number of such tensors.
@@ -170,7 +172,7 @@ pub enum MixProblem {
         first: String,
     },
     /// The number of layers in the base differs from its config.json.
-    #[error("num_hidden_layers is {stated} in config.json, {found} layers have an MLP")]
+    #[error("num_hidden_layers is {stated} in config.json, but {found} layers have an MLP")]
     LayerCount {
         /// Number in config.json.
         stated: u64,

@@ -23,7 +23,8 @@ pub enum MixtureProblem {
     },
     /// The numbers of experts are out of range.
     #[error(
-        "mixture_config.json: {chosen} of {experts} experts; expected 1 to {} experts, 1 to all of them a token",
+        "mixture_config.json: num_experts_per_tok is {chosen}, with {experts} experts; expected 1 to {} experts, of \
+         which each token uses 1 to all",
         MOST_EXPERTS
     )]
     Experts {

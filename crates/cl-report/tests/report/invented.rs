@@ -1,4 +1,4 @@
-//! An invented study, with every kind of model, three seeds, missing cells and hostile names.
+//! A synthetic study, with every kind of model, three seeds, missing cells and hostile names.
 
 use cl_eval::Group;
 use cl_report::{Column, ResultRow, Routing, RowKind, StudyResults, TaskRouting};

@@ -1,4 +1,4 @@
-//! Reports of an invented study: its files, its page, and the page in a browser.
+//! Reports of a synthetic study: its files, its page, and the page in a browser.
 
 mod browser;
 mod files;

@@ -132,9 +132,9 @@ fn what_has_no_meaning_is_refused_in_a_line() {
         "is stored in full, and is combined as its difference from the base's",
     );
     let factors = CombineOptions { space: cl_merge::adapter::Space::Factors, ..based("ties", "untied") };
-    says(combined(&["saved", "plain"], &factors), "which PEFT does not combine; the space delta does");
-    says(combined(&["grown", "saved"], &based("linear", "untied")), "has 12 rows, the base's 10");
-    says(combined(&["saved", "embedding"], &based("linear", "untied")), "has factors in");
+    says(combined(&["saved", "plain"], &factors), "which PEFT does not combine; use the space `delta`");
+    says(combined(&["grown", "saved"], &based("linear", "untied")), "has 12 rows, but the base has 10");
+    says(combined(&["saved", "embedding"], &based("linear", "untied")), "has LoRA factors in");
     says(combined(&["biased_update"], &based("linear", "untied")), "which the base");
     let little = CombineOptions { memory: 1 << 20, ..based("linear", "untied") };
     says(combined(&["saved"], &little), "MiB of memory is not enough");

@@ -43,7 +43,7 @@ fn combine_info_and_diff() {
     for (wrong, part) in [
         ("rescale", "expected KEY=VALUE"),
         ("epsilon=0.1", "no parameter `epsilon`"),
-        ("density=[0.1,0.2]", "one value"),
+        ("density=[0.1,0.2]", "a single value"),
     ] {
         let told = call(&[&again[..], &["--overwrite", "--method", "ties", "--set", wrong]].concat()).unwrap_err();
         assert!(told.contains(part), "{told}");

@@ -284,7 +284,8 @@ fn patterns_name_their_modules_alone() {
     let ranks: Vec<(String, usize)> = adapter.modules().iter().map(|m| (m.name.clone(), m.rank())).collect();
     assert_eq!(ranks[..2], [("q".to_owned(), 3), ("x.q".to_owned(), 4)]);
     assert!(
-        adapter.config().rank_pattern.iter().any(|(key, _)| key.starts_with('^')) || ranks[0].1 == adapter.config().r
+        adapter.config().rank_pattern.iter().any(|(key, _)| key.key().starts_with('^'))
+            || ranks[0].1 == adapter.config().r
     );
     assert!(farthest(&deltas(&out), &weighted_sum(&dirs, &[1.0; 3])) < 1e-6);
 }

@@ -140,8 +140,8 @@ fn mixed(folder: &Path) -> Vec<PathBuf> {
     write(&dirs[0], &lora(3, 6.0), &[("m.0.q", 20, 30), ("m.0.k", 10, 30)], 1);
     write(&dirs[1], &AdapterConfig { use_rslora: true, ..lora(4, 3.0) }, &[("m.0.q", 20, 30), ("m.1.q", 20, 30)], 2);
     let patterns = AdapterConfig {
-        rank_pattern: vec![("k".to_owned(), 5)],
-        alpha_pattern: vec![("m.0.q".to_owned(), 7.0)],
+        rank_pattern: vec![("k".into(), 5)],
+        alpha_pattern: vec![("m.0.q".into(), 7.0)],
         ..lora(2, 2.0)
     };
     write(&dirs[2], &patterns, &[("m.0.q", 20, 30), ("m.0.k", 10, 30), ("m.9.v", 90, 80)], 3);

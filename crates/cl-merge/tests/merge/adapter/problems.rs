@@ -72,13 +72,17 @@ fn options_that_make_no_sense() {
 fn factors_are_combined_only_as_peft_can() {
     let factors = |method: &str| with(method, |o| o.space = Space::Factors);
     refused(&fixtures(&["plain", "rslora"]), &factors("ties"), &["has rank 2", "has 4", "space delta"]);
-    refused(&fixtures(&["plain", "other"]), &factors("della"), &["none of PEFT's methods on factors", "space delta"]);
-    refused(&fixtures(&["plain"]), &factors("tsv"), &["none of PEFT's methods on factors"]);
+    refused(
+        &fixtures(&["plain", "other"]),
+        &factors("della"),
+        &["not one of PEFT's methods on factors", "--space delta"],
+    );
+    refused(&fixtures(&["plain"]), &factors("tsv"), &["not one of PEFT's methods on factors"]);
     let mut scaled = factors("linear");
     scaled.parameters.lambda = Some(Parameter::Number(0.5));
-    refused(&fixtures(&["plain", "other"]), &scaled, &["`lambda` does not apply in the space `factors`"]);
+    refused(&fixtures(&["plain", "other"]), &scaled, &["`lambda` cannot be set in the space `factors`"]);
     let ranked = with("linear", |o| (o.space, o.rank) = (Space::Factors, Some(2)));
-    refused(&fixtures(&["plain", "other"]), &ranked, &["leave rank out"]);
+    refused(&fixtures(&["plain", "other"]), &ranked, &["remove rank"]);
 }
 
 #[test]
@@ -110,16 +114,16 @@ fn modules_that_the_base_does_not_have() {
     let based = with("linear", |o| o.base = Some(fixture("untied")));
     refused(std::slice::from_ref(&a), &based, &["module `model.layers.7.mlp.up_proj` is not in the base"]);
     write(&a, &lora(2, 2.0), &[("model.layers.0.self_attn.q_proj", 8, 9)], 1);
-    refused(&[a], &based, &["is for a weight of [8, 9], the base's is [8, 8]"]);
+    refused(&[a], &based, &["is for a weight of shape [8, 9], but the weight of the base has shape [8, 8]"]);
     refused(&fixtures(&["plain"]), &with("linear", |o| o.base = Some("nowhere".into())), &["nowhere: not found"]);
 }
 
 /// Weights stored in addition to the factors must be copies of the base's, which cannot be checked without the base.
 #[test]
 fn whole_weights_are_taken_as_copies_only() {
-    refused(&fixtures(&["head"]), &by("linear"), &["holds the whole weight", "name the base"]);
+    refused(&fixtures(&["head"]), &by("linear"), &["contains the full weight", "specify the base"]);
     let other = with("linear", |o| o.base = Some(fixture("base")));
-    refused(&fixtures(&["head"]), &other, &["neither a factor nor a copy"]);
+    refused(&fixtures(&["head"]), &other, &["neither a LoRA factor nor a copy"]);
 }
 
 #[test]
@@ -177,13 +181,13 @@ fn folds_that_have_no_meaning() {
         let options = FoldOptions { weights, ..FoldOptions::default() };
         fold_with(base, &open(dirs).unwrap(), &folder.path().join("out"), Manifest::new("model"), &options)
     };
-    assert_says(fold(&base, &fixtures(&["dora", "plain"]), vec![]), &["a DoRA adapter can only be folded alone"]);
+    assert_says(fold(&base, &fixtures(&["dora", "plain"]), vec![]), &["a DoRA adapter can only be folded on its own"]);
     assert_says(fold(&base, &fixtures(&["dora"]), vec![0.5]), &["only be folded with a weight of 1, not 0.5"]);
     assert_says(fold(&base, &fixtures(&["plain"]), vec![1.0, 2.0]), &["expected one for each of 1 adapters, got 2"]);
     let tied = Checkpoint::open(&fixture("base")).unwrap();
     assert_says(
         fold(&tied, &fixtures(&["head"]), vec![]),
-        &["neither a factor nor a copy of the base's `lm_head.weight`"],
+        &["neither a LoRA factor nor a copy of the base's `lm_head.weight`"],
     );
     let dir = folder.path().join("a");
     write(&dir, &lora(2, 2.0), &[("model.layers.3.mlp.up_proj", 12, 8)], 1);
@@ -194,7 +198,7 @@ fn folds_that_have_no_meaning() {
     let up = [("model.layers.0.mlp.up_proj", 12, 8)];
     let made_for = Manifest::new("adapter").with_source("base", Path::new("base"), "aaaa".to_owned());
     write_with(&dir, &lora(2, 2.0), &up, 1, made_for, |_, _, v| v);
-    assert_says(fold(&base, std::slice::from_ref(&dir), vec![]), &["names another base than", "ignore-base"]);
+    assert_says(fold(&base, std::slice::from_ref(&dir), vec![]), &["has a different base than", "ignore-base"]);
     cl_merge::adapter::fold(
         &base,
         &open(std::slice::from_ref(&dir)).unwrap(),
@@ -204,7 +208,7 @@ fn folds_that_have_no_meaning() {
     )
     .unwrap();
     write_with(&dir, &lora(2, 2.0), &up, 1, Manifest::new("adapter"), |_, _, v| v * 1e30);
-    assert_says(fold(&base, &[dir], vec![]), &["cannot hold", "model.layers.0.mlp.up_proj.weight"]);
+    assert_says(fold(&base, &[dir], vec![]), &["cannot be represented", "model.layers.0.mlp.up_proj.weight"]);
     assert!(!folder.path().join("out").exists());
 }
 
@@ -224,7 +228,8 @@ fn extractions_that_have_no_meaning() {
     small.write(&b, 1);
     let nothing = || vec!["nothing".to_owned()];
     let wrong = ExtractOptions { rank: 0, targets: nothing(), modules_to_save: nothing(), ..options.clone() };
-    let parts = ["rank is 0", "target `nothing` names no matrix", "modules_to_save `nothing` names no module"];
+    let parts =
+        ["rank is 0", "target `nothing` matches no linear layer", "modules_to_save: `nothing` matches no module"];
     assert_says(extract(&a, &b, &out, &wrong), &parts);
     let little = ExtractOptions { memory: 1 << 20, ..options };
     assert_says(extract(&a, &b, &out, &little), &["MiB of memory is not enough"]);
