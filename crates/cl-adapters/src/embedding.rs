@@ -39,6 +39,9 @@ impl Embedding {
     }
 
     /// Makes the rows of these tokens trainable, starting from the given values or from the embedding's.
+    ///
+    /// # Panics
+    /// Panics if an id is not that of a token.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = Some(TokenRows::new(&self.weight, ids, values));
     }

@@ -169,6 +169,9 @@ impl Linear {
 
     /// Makes the rows of these tokens trainable, starting from the given values or from the weight's. Only for the
     /// output head, which is never quantized.
+    ///
+    /// # Panics
+    /// Panics if an id is not that of a token.
     pub fn set_rows(&mut self, ids: &[i64], values: Option<Tensor>) {
         self.rows = self.weight.dense().map(|weight| TokenRows::new(weight, ids, values));
     }

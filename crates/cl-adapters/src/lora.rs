@@ -58,6 +58,9 @@ impl Lora {
     ///
     /// # Errors
     /// Returns [`AdapterError::Parameter`] with DoRA, or with an initialization from the weight.
+    ///
+    /// # Panics
+    /// Panics if the embedding's weight is not a matrix.
     pub fn start_embedding(table: &mut Embedding, config: &LoraConfig, seed: u64) -> Result<(), AdapterError> {
         let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
         config.check_layer(&table.name, LayerKind::Embedding, [tokens, width])?;
@@ -91,6 +94,9 @@ impl Lora {
     ///
     /// # Errors
     /// Returns the errors of [`Lora::load`].
+    ///
+    /// # Panics
+    /// Panics if the embedding's weight is not a matrix.
     pub fn load_embedding(table: &Embedding, adapter: &Adapter) -> Result<Lora, AdapterError> {
         let (tokens, width) = table.weight.size2().expect("an embedding is a matrix");
         read(adapter, &table.name, LayerKind::Embedding, ([tokens, width], table.weight.device()), 0.0)

@@ -223,6 +223,9 @@ impl Orthogonality {
     }
 
     /// Computes Ω for the current factors as a differentiable f32 scalar; `None` without earlier adapters.
+    ///
+    /// # Panics
+    /// Panics if `linears` are not those that the penalty was loaded for, in the same order.
     pub fn overlap(&self, linears: &[&Linear]) -> Option<Tensor> {
         let layers: usize = self.groups.iter().map(|g| g.places.len()).sum();
         let parts = self.groups.iter().map(|group| {
@@ -246,6 +249,9 @@ impl Orthogonality {
     ///
     /// # Errors
     /// Returns [`AdapterError::Torch`] if an operation fails.
+    ///
+    /// # Panics
+    /// Panics under the same condition as [`Orthogonality::overlap`].
     pub fn backward(&self, linears: &[&Linear]) -> Result<f64, AdapterError> {
         let mut terms = Vec::new();
         if self.lambda > 0.0 {

@@ -50,6 +50,9 @@ impl RouterRecorder {
 
 /// Returns the indices of the `k` largest entries along the last dimension, largest first; ties go to the lowest index
 /// (the order of ties is unspecified in `topk`).
+///
+/// # Panics
+/// Panics if the dimension has fewer than `k` entries.
 pub fn top_k(values: &Tensor, k: i64) -> Tensor {
     let (_, order) = values.detach().sort_stable(true, -1, true);
     order.narrow(-1, 0, k)

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -7,7 +7,8 @@ use crate::error::{mixture_hint, run_hint};
 use crate::files::{FileStamp, MAX_CONFIG, check_unchanged, read_file};
 use crate::fuse_experts::fuse;
 use crate::fused_experts::{Expanded, expand};
-use crate::problem::AdapterProblem;
+use crate::problem::{AdapterProblem, PlanProblem};
+use crate::source::byte_len;
 use crate::writer::{CheckpointWriter, WriteOptions};
 use crate::{
     AdapterConfig, BaseExperts, Checkpoint, Error, HubSnapshot, Manifest, SafetensorsFile, TensorInfo, TensorSource,
@@ -65,6 +66,9 @@ const MAGNITUDES: [&str; 2] = [".lora_magnitude_vector", ".lora_magnitude_vector
 
 impl AdapterModule {
     /// Returns the rank of its update.
+    ///
+    /// # Panics
+    /// Panics if `a_shape` is empty; the shapes of an [`Adapter`] have two dimensions.
     pub fn rank(&self) -> usize {
         self.a_shape[0]
     }
@@ -75,6 +79,9 @@ impl AdapterModule {
     }
 
     /// Returns the shape of the layer's weight.
+    ///
+    /// # Panics
+    /// Panics if a shape has fewer than two dimensions; those of an [`Adapter`] have two.
     pub fn weight_shape(&self) -> [usize; 2] {
         match self.kind {
             LayerKind::Linear => [self.b_shape[0], self.a_shape[1]],
@@ -307,8 +314,8 @@ impl TensorSource for Adapter {
 /// Writes a PEFT adapter directory atomically, with the tensors and the configuration as they are.
 ///
 /// # Errors
-/// Returns [`Error::Adapter`] if tensors contradict the config, as [`Adapter::open`] does, and the errors of
-/// [`CheckpointWriter`].
+/// Returns [`Error::Adapter`] if tensors contradict the config, as [`Adapter::open`] does, [`Error::Plan`] if a tensor
+/// has another number of bytes than its shape or a name occurs twice, and the errors of [`CheckpointWriter`].
 pub fn write_adapter(
     dir: &Path,
     config: &AdapterConfig,
@@ -350,8 +357,27 @@ fn check(dir: &Path, config: &AdapterConfig, tensors: &[(TensorSpec, Vec<u8>)]) 
     if let Some(problem) = config.problem() {
         return Err(Error::Adapter { path: dir.join(CONFIG), problem: Box::new(problem) });
     }
+    check_sizes(tensors).map_err(|problem| Error::Plan { path: dir.to_owned(), problem: Box::new(problem) })?;
     let shapes = tensors.iter().map(|(spec, _)| (spec.name.as_str(), spec.shape.as_slice())).collect();
     modules(&dir.join(WEIGHTS), &shapes, config).map(drop)
+}
+
+/// Checks that names are unique and that every tensor has the bytes of its shape.
+fn check_sizes(tensors: &[(TensorSpec, Vec<u8>)]) -> Result<(), PlanProblem> {
+    let mut names = BTreeSet::new();
+    for (TensorSpec { name, dtype, shape }, bytes) in tensors {
+        let tensor = || name.clone();
+        if !names.insert(name) {
+            return Err(PlanProblem::TensorName { tensor: tensor() });
+        }
+        let Some(planned) = byte_len(*dtype, shape) else {
+            return Err(PlanProblem::TooLarge { tensor: tensor(), shape: shape.clone() });
+        };
+        if planned != bytes.len() {
+            return Err(PlanProblem::Size { tensor: tensor(), planned, found: bytes.len() });
+        }
+    }
+    Ok(())
 }
 
 fn write(

@@ -127,6 +127,9 @@ impl Manifest {
     ///
     /// # Errors
     /// Returns the same errors as [`Manifest::verify`].
+    ///
+    /// # Panics
+    /// Panics if `shares` is 0.
     pub fn verify_share(dir: &Path, share: usize, shares: usize) -> Result<Vec<ManifestProblem>, Error> {
         let manifest = Manifest::read(dir)?;
         let mut problems = Vec::new();

@@ -21,6 +21,9 @@ impl TensorInfo {
     }
 
     /// Returns the number of bytes.
+    ///
+    /// # Panics
+    /// Panics if it overflows or is not a whole number, which is not the case for tensors of files.
     pub fn byte_len(&self) -> usize {
         byte_len(self.dtype, &self.shape).expect("checked when the tensor was declared")
     }

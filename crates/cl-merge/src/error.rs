@@ -45,6 +45,28 @@ pub enum Error {
         /// Element type of the output.
         dtype: Dtype,
     },
+    /// The number of values in memory differs from the number of elements of the tensor.
+    #[error("{}tensor `{tensor}`: {found} values, but its shape has {expected}", prefix(model.as_deref()))]
+    ValueCount {
+        /// The model, if there are several.
+        model: Option<String>,
+        /// The tensor.
+        tensor: String,
+        /// Number of values.
+        found: usize,
+        /// Number of elements of the shape.
+        expected: usize,
+    },
+    /// The dtype of an input is not floating point.
+    #[error("{model}: tensor `{tensor}`: {dtype:?} cannot be merged; expected f64, f32, f16, bf16 or an 8-bit type")]
+    NotFloat {
+        /// The model.
+        model: String,
+        /// The tensor.
+        tensor: String,
+        /// Its dtype.
+        dtype: Dtype,
+    },
     /// A method is not defined for these values.
     #[error("tensor `{tensor}`: {method}: {kind}")]
     Undefined {
@@ -90,6 +112,10 @@ pub enum Error {
         /// The error.
         r#source: std::io::Error,
     },
+}
+
+fn prefix(model: Option<&str>) -> String {
+    model.map_or_else(String::new, |model| format!("{model}: "))
 }
 
 fn list(problems: &[Problem]) -> String {

@@ -184,3 +184,34 @@ fn parameters_that_cannot_be_expanded_are_refused_by_name() {
     adapter(&dir, &format!(r#"{{"r":2,"target_parameters":{up}}}"#), &one[..1]);
     assert_error("half", Adapter::open(&dir), &["lora_A.weight", "no counterpart"]);
 }
+
+/// The factors of experts are combined only after their sizes have been checked.
+#[test]
+fn factors_of_the_wrong_size_are_errors() {
+    let folder = tempfile::tempdir().unwrap();
+    let (config, tensors) = content(&Adapter::open(&fixture("per_expert")).unwrap());
+    let config = AdapterConfig { use_rslora: true, ..config };
+    let base = (0..2).map(|layer| (format!("model.layers.{layer}.block_sparse_moe.experts"), 3)).collect();
+    let spoilt = |i: usize, spoil: fn(&mut (TensorSpec, Vec<u8>))| {
+        let mut tensors = tensors.clone();
+        spoil(&mut tensors[i]);
+        write_adapter_with_files(
+            &folder.path().join("out"),
+            &config,
+            &tensors,
+            &[],
+            &base,
+            Manifest::new("adapter"),
+            false,
+        )
+    };
+    for i in [0, 1, tensors.len() - 1] {
+        let name = &tensors[i].0.name;
+        assert_error("short", spoilt(i, |(_, bytes)| bytes.truncate(4)), &[name, "got 4"]);
+        assert_error("long", spoilt(i, |(_, bytes)| bytes.push(0)), &[name, "planned"]);
+        assert_error("too large", spoilt(i, |(spec, _)| spec.shape[0] = usize::MAX), &[name, "too large"]);
+    }
+    let twice = spoilt(0, |(spec, _)| spec.name = spec.name.replace("lora_A", "lora_B"));
+    assert_error("twice", twice, &["planned twice"]);
+    assert!(std::fs::read_dir(folder.path()).unwrap().next().is_none());
+}

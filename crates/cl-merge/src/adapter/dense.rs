@@ -80,8 +80,13 @@ pub struct Truncated {
 /// ```
 ///
 /// # Errors
-/// Returns [`Error::Undefined`] if the decomposition does not converge.
+/// Returns [`Error::ValueCount`] if the shape has another number of elements, or [`Error::Undefined`] if the
+/// decomposition does not converge.
 pub fn truncated_svd(values: &[f32], shape: [usize; 2], rank: usize, tensor: &str) -> Result<Truncated, Error> {
+    let (found, expected) = (values.len(), shape[0].saturating_mul(shape[1]));
+    if found != expected {
+        return Err(Error::ValueCount { model: None, tensor: tensor.to_owned(), found, expected });
+    }
     let Leading { factors, energy, lost } = Dense { values, shape }.leading(rank, tensor)?;
     let rows = |x: &Mat<f64>| (0..x.ncols()).flat_map(|k| x.col_as_slice(k)).map(|&x| x as f32).collect();
     Ok(Truncated { u: rows(&factors.left), v: rows(&factors.right), energy, lost })

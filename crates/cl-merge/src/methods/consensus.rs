@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::info::MethodInfo;
-use super::method::{MergeMethod, MergePieces, undefined};
+use super::method::{MergeMethod, MergePieces, one_per_model, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
@@ -85,6 +85,7 @@ impl MergeMethod for ConsensusMerging {
         if group.base.is_none() {
             return Err(undefined(group, "consensus", Undefined::NoBase("compares task vectors")));
         }
+        one_per_model(group, "consensus", "tall_lambda", &self.tall_lambda)?;
         if self.only.is_some_and(|model| model >= group.models.len()) {
             return Err(undefined(group, "consensus", Undefined::NoSuchModel { model: self.only.unwrap_or_default() }));
         }
@@ -153,11 +154,11 @@ mod tests {
 
     #[test]
     fn unchanged_single_scalar_and_empty() {
-        let method = ConsensusMerging { lambda: 0.7, tall_lambda: vec![0.4; 3], min_agree: 1, only: None };
-        assert_eq!(merged(&method, &[5], Some(&BASE), &[&BASE, &BASE, &BASE]).unwrap(), BASE);
-        assert_eq!(merged(&method, &[], Some(&[1.0]), &[&[1.5]]).unwrap(), [1.35]);
-        assert!(merged(&method, &[0], Some(&[]), &[&[]]).unwrap().is_empty());
-        assert!(merged(&method, &[5], None, &MODELS).is_err());
-        assert!(merged(&ConsensusMerging { only: Some(2), ..method }, &[5], Some(&BASE), &MODELS).is_err());
+        let of = |models| ConsensusMerging { lambda: 0.7, tall_lambda: vec![0.4; models], min_agree: 1, only: None };
+        assert_eq!(merged(&of(3), &[5], Some(&BASE), &[&BASE, &BASE, &BASE]).unwrap(), BASE);
+        assert_eq!(merged(&of(1), &[], Some(&[1.0]), &[&[1.5]]).unwrap(), [1.35]);
+        assert!(merged(&of(1), &[0], Some(&[]), &[&[]]).unwrap().is_empty());
+        assert!(merged(&of(2), &[5], None, &MODELS).is_err());
+        assert!(merged(&ConsensusMerging { only: Some(2), ..of(2) }, &[5], Some(&BASE), &MODELS).is_err());
     }
 }

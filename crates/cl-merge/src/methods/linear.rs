@@ -1,7 +1,7 @@
 use serde::Deserialize;
 
 use super::info::{Base, MethodInfo};
-use super::method::{MergeMethod, MergePieces, undefined};
+use super::method::{MergeMethod, MergePieces, one_per_model, undefined};
 use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
 use crate::Error;
@@ -46,6 +46,7 @@ fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Settings
 
 impl MergeMethod for Linear {
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        one_per_model(group, "linear", "weights", &self.weights)?;
         let total: f32 = self.weights.iter().sum();
         if self.normalize && total == 0.0 {
             return Err(undefined(group, "linear", NO_SUM.into()));

@@ -148,3 +148,18 @@ pub(crate) fn merge_runs<A: Default, R: Send>(
 pub(super) fn undefined(group: &TensorGroup<'_>, method: &'static str, kind: Undefined) -> Error {
     Error::Undefined { tensor: group.name.to_owned(), method, kind }
 }
+
+/// Checks that a setting has one value per model.
+pub(super) fn one_per_model<T>(
+    group: &TensorGroup<'_>,
+    method: &'static str,
+    setting: &'static str,
+    values: &[T],
+) -> Result<(), Error> {
+    let (found, models) = (values.len(), group.models.len());
+    if found == models {
+        Ok(())
+    } else {
+        Err(undefined(group, method, Undefined::NotOnePerModel { setting, found, models }))
+    }
+}

@@ -2,7 +2,7 @@ use serde::Deserialize;
 
 use super::gram::{Gram, Vectors, combine};
 use super::info::{Base, MethodInfo};
-use super::method::{MergeMethod, MergePieces, undefined};
+use super::method::{MergeMethod, MergePieces, one_per_model, undefined};
 use super::parameters::ParameterInfo;
 use super::settings::{Defaults, TensorSettings};
 use super::settings_error::SettingsError;
@@ -56,6 +56,7 @@ fn build(settings: &TensorSettings<'_>) -> Result<Box<dyn MergeMethod>, Settings
 
 impl MergeMethod for MultiSlerp {
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        one_per_model(group, "multislerp", "weights", &self.weights)?;
         if group.models.len() == 1 {
             return Ok(Box::new(|piece: &mut Piece, out: &mut [f32]| out.copy_from_slice(&piece.models[0])));
         }

@@ -169,6 +169,9 @@ impl<'g> Algebra<'g> {
         if group.base.is_none() {
             return Err(undefined(group, method, Undefined::NoBase("works on task vectors")));
         }
+        if group.models.is_empty() {
+            return Err(undefined(group, method, Undefined::NoModels));
+        }
         Ok(Algebra { tensor: group.name, method, parallel: group.parallel })
     }
 

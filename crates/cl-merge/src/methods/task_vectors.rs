@@ -2,8 +2,9 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
-use super::method::{MergeMethod, MergePieces};
+use super::method::{MergeMethod, MergePieces, one_per_model, undefined};
 use super::ranked::Ranking;
+use super::undefined::Undefined;
 use crate::Error;
 use crate::flag::Flag;
 use crate::tensor::kernels::{self, Chance, Voter};
@@ -158,6 +159,7 @@ impl MergeMethod for TaskVectors {
     }
 
     fn prepare<'t>(&'t self, group: &'t TensorGroup<'_>) -> Result<Box<dyn MergePieces + 't>, Error> {
+        self.check(group)?;
         let masks = self.masks(group)?;
         let (factors, marks) = self.factors(group, &masks)?;
         Ok(Box::new(Prepared { method: self, masks, marks, factors, columns: group.columns() }))
@@ -194,6 +196,29 @@ struct Prepared<'t> {
 }
 
 impl TaskVectors {
+    /// Checks that there are a base and one setting of each kind per model.
+    fn check(&self, group: &TensorGroup<'_>) -> Result<(), Error> {
+        const NAME: &str = "task_vectors";
+        if group.base.is_none() {
+            return Err(undefined(group, NAME, Undefined::NoBase("merges task vectors")));
+        }
+        one_per_model(group, NAME, "weights", &self.weights)?;
+        if let Some(trims) = &group.model_trims {
+            one_per_model(group, NAME, "model_trims", trims)?;
+        }
+        match &self.sparsify {
+            Sparsify::None => Ok(()),
+            Sparsify::Magnitude { density } | Sparsify::Random { density } => {
+                one_per_model(group, NAME, "density", density)
+            }
+            Sparsify::Outliers { density, gamma: other } | Sparsify::Ranked { density, epsilon: other } => {
+                one_per_model(group, NAME, "density", density)?;
+                let name = if matches!(self.sparsify, Sparsify::Ranked { .. }) { "epsilon" } else { "gamma" };
+                one_per_model(group, NAME, name, other)
+            }
+        }
+    }
+
     fn masks(&self, group: &TensorGroup<'_>) -> Result<Vec<Mask>, Error> {
         let n = group.elements();
         let stream = |model: usize| Stream::new(self.seed, group.name, group.models[model].model());

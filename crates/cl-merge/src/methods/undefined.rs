@@ -18,6 +18,9 @@ pub enum Undefined {
     /// A number of inputs other than one.
     #[error("{0}; specify one model")]
     NotOneInput(&'static str),
+    /// No models.
+    #[error("it merges the task vectors of models, and there are none")]
+    NoModels,
     /// An angle between task vectors without a base or with fewer than two models.
     #[error("the angle between task vectors needs a base and at least two models")]
     NoAngle,
@@ -26,6 +29,16 @@ pub enum Undefined {
     NoSuchModel {
         /// The index, starting at 0.
         model: usize,
+    },
+    /// A setting that each model has was given for another number of models.
+    #[error("{found} values of `{setting}` for {models} models; it needs one per model")]
+    NotOnePerModel {
+        /// The setting.
+        setting: &'static str,
+        /// Number of values.
+        found: usize,
+        /// Number of models.
+        models: usize,
     },
     /// Settings that are invalid for these models.
     #[error(transparent)]

@@ -68,6 +68,22 @@ impl<'a> Values<'a> {
         self.model
     }
 
+    /// Checks that these can be the values of a tensor with so many elements.
+    fn check(&self, tensor: &str, elements: usize) -> Result<(), Error> {
+        match self.origin {
+            Origin::Memory(values) if values.len() != self.skip.saturating_add(elements) => Err(Error::ValueCount {
+                model: Some(self.model.to_owned()),
+                tensor: tensor.to_owned(),
+                found: values.len().saturating_sub(self.skip),
+                expected: elements,
+            }),
+            Origin::Source { dtype, .. } if !is_readable(dtype) => {
+                Err(Error::NotFloat { model: self.model.to_owned(), tensor: tensor.to_owned(), dtype })
+            }
+            _ => Ok(()),
+        }
+    }
+
     /// Bytes per element to read; 0 for values in memory.
     fn size(&self) -> usize {
         match self.origin {
@@ -118,7 +134,7 @@ impl<'a> Values<'a> {
                     Dtype::BF16 => return kernels::read_bf16_minus(bytes, base, out),
                     _ => {
                         let values = convert::to_f32(dtype, bytes).or_else(|| convert::f8_to_f32(dtype, bytes));
-                        let values = values.expect("the plan takes floating tensors only");
+                        let values = values.expect("checked to be floating");
                         out.copy_from_slice(&values);
                     }
                 }
@@ -223,7 +239,7 @@ thread_local! {
 
 impl<'a> TensorGroup<'a> {
     /// A tensor of this shape, outermost dimension first; the base, if there is one, and each model must have this
-    /// number of values. It is merged on the calling thread and trimmed separately.
+    /// number of values, which is checked when they are read. It is merged on the calling thread and trimmed separately.
     pub fn new(
         name: &'a str,
         shape: &'a [usize],
@@ -270,7 +286,10 @@ impl<'a> TensorGroup<'a> {
     /// With `task_vectors`, the models' values are differences from the base's.
     ///
     /// # Errors
-    /// Returns an error if reading fails.
+    /// Returns an error if reading fails, or if an input has another number of values than the tensor.
+    ///
+    /// # Panics
+    /// Panics if the ranges are not consecutive or exceed the tensor; see [`TensorGroup::pieces`].
     pub fn with_pieces<R>(
         &self,
         ranges: &[Range<usize>],
@@ -305,8 +324,11 @@ impl<'a> TensorGroup<'a> {
             return Err(Error::Interrupted);
         }
         bytes.resize_with(self.models.len() + 1, Vec::new);
-        let mut inputs = self.base.iter().chain(&self.models).zip(bytes);
-        inputs.try_for_each(|(values, bytes)| values.read(range.start, range.len(), bytes))
+        let (elements, mut inputs) = (self.elements(), self.base.iter().chain(&self.models).zip(bytes));
+        inputs.try_for_each(|(values, bytes)| {
+            values.check(self.name, elements)?;
+            values.read(range.start, range.len(), bytes)
+        })
     }
 
     /// Converts bytes that were read starting at element `from` to the values of a piece.
@@ -338,7 +360,10 @@ impl<'a> TensorGroup<'a> {
     /// Calls `f` with every piece, on several threads if allowed, and returns the results in order.
     ///
     /// # Errors
-    /// Returns an error if reading fails; with several errors, the first in order.
+    /// Returns the errors of [`TensorGroup::with_pieces`]; with several, the first in order.
+    ///
+    /// # Panics
+    /// Panics under the same conditions as [`TensorGroup::with_pieces`].
     pub fn map_pieces<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -350,7 +375,10 @@ impl<'a> TensorGroup<'a> {
     /// As [`TensorGroup::map_pieces`], with the models' values as differences from the base's.
     ///
     /// # Errors
-    /// Returns an error if reading fails; with several errors, the first in order.
+    /// Returns the errors of [`TensorGroup::with_pieces`]; with several, the first in order.
+    ///
+    /// # Panics
+    /// Panics under the same conditions as [`TensorGroup::with_pieces`].
     pub fn map_task_vectors<R: Send>(
         &self,
         ranges: &[Range<usize>],
@@ -384,8 +412,9 @@ impl<'a> TensorGroup<'a> {
     /// All values of the base, or of a model, as f32.
     ///
     /// # Errors
-    /// Returns an error if reading fails.
+    /// Returns an error if reading fails, or if these are not as many values as the tensor has.
     pub fn load(&self, values: &Values<'_>) -> Result<Vec<f32>, Error> {
+        values.check(self.name, self.elements())?;
         let mut out = vec![0.0; self.elements()];
         let mut bytes = Vec::new();
         for (i, part) in out.chunks_mut(READ).enumerate() {

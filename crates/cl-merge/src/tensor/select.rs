@@ -77,6 +77,9 @@ pub(crate) fn bits(values: &[f32]) -> &[u32] {
 ///
 /// # Errors
 /// Returns an error if reading fails.
+///
+/// # Panics
+/// Panics if there are more entries than models.
 pub fn keep_largest_changes(group: &TensorGroup<'_>, k: &[usize]) -> Result<Vec<Trim>, Error> {
     keep(group, false, true, k, |piece, model, f| f(bits(&piece.models[model])))
 }
@@ -84,7 +87,7 @@ pub fn keep_largest_changes(group: &TensorGroup<'_>, k: &[usize]) -> Result<Vec<
 /// For each entry of `k`, the trim that keeps the `k` largest keys of a tensor.
 ///
 /// `key(piece, request, keys)` writes a piece's keys for that request; it is called with the requests in order, on the
-/// same piece, and may overwrite the piece. For `whole_rows`, see [`TensorGroup::pieces`].
+/// same piece, and may overwrite the piece; `keys` has one entry for each of its elements. For `whole_rows`, see [`TensorGroup::pieces`].
 ///
 /// # Errors
 /// Returns an error if reading fails.
@@ -157,6 +160,9 @@ impl Keys for ModelKeys<'_, '_> {
 ///
 /// # Errors
 /// Returns an error if reading fails.
+///
+/// # Panics
+/// Panics if a tensor has fewer models than there are densities.
 pub fn trim_models(groups: &[TensorGroup<'_>], density: &[f64]) -> Result<Vec<Vec<Trim>>, Error> {
     let places: Vec<(usize, Run)> = groups
         .iter()

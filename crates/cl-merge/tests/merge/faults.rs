@@ -1,12 +1,17 @@
-//! Faults: outputs in the wrong place, inputs that change during a merge, invalid values, excessive ranges, and stop
-//! requests.
+//! Faults: outputs in the wrong place, inputs that change during a merge, invalid values and settings, excessive ranges,
+//! and stop requests.
 
 use std::fs;
 use std::path::Path;
 
 use cl_checkpoint::{Checkpoint, Interrupt, TensorSource};
-use cl_merge::methods::SettingsError;
-use cl_merge::{Error, MergeFile, MergeOptions, Plan, check_output, merge, run_file};
+use cl_merge::adapter::truncated_svd;
+use cl_merge::methods::{
+    ConsensusMerging, Divisor, IsoCts, Linear, MultiSlerp, Rescale, SettingsError, Sparsify, TaskVectors,
+};
+use cl_merge::{
+    Error, MergeFile, MergeMethod, MergeOptions, Plan, TensorGroup, Values, check_output, merge, merge_tensor, run_file,
+};
 
 use super::models::Llama;
 
@@ -391,4 +396,65 @@ fn no_message_contains_that_of_its_cause() {
             error = cause;
         }
     }
+}
+
+/// Values and settings of a Rust program that do not fit the tensor are errors, not panics or silent truncation.
+#[test]
+fn values_and_settings_that_do_not_fit_are_errors() {
+    let two = |a: &'static [f32], b: &'static [f32]| vec![Values::from_slice("a", a), Values::from_slice("b", b)];
+    let base = Values::from_slice("base", &[0.0; 4]);
+    let linear = Linear { weights: vec![1.0; 2], normalize: true };
+    let wrong: [(Option<Values<'_>>, _, &str); 4] = [
+        (None, two(&[1.0; 4], &[1.0; 3]), "b: tensor `w`: 3 values, but its shape has 4"),
+        (None, two(&[1.0; 5], &[1.0; 4]), "a: tensor `w`: 5 values, but its shape has 4"),
+        (Some(Values::from_slice("base", &[])), two(&[1.0; 4], &[1.0; 4]), "base: tensor `w`: 0 values"),
+        (Some(base.skip(5)), two(&[1.0; 4], &[1.0; 4]), "base: tensor `w`: 0 values, but its shape has 4"),
+    ];
+    for (base, models, message) in wrong {
+        let group = TensorGroup::new("w", &[4], base, models);
+        let error = merge_tensor(&linear, &group).unwrap_err();
+        assert!(matches!(error, Error::ValueCount { .. }) && error.to_string().contains(message), "{error}");
+        let loaded: Vec<_> = group.base.iter().chain(&group.models).map(|values| group.load(values)).collect();
+        assert_eq!(loaded.iter().filter(|values| values.is_err()).count(), 1);
+    }
+    assert!(truncated_svd(&[1.0; 5], [2, 3], 1, "w").is_err_and(|e| e.to_string().contains("tensor `w`: 5 values")));
+
+    let folder = tempfile::tempdir().unwrap();
+    let (dir, _) = Llama::default().family(folder.path(), 0);
+    let model = Checkpoint::open(&dir).unwrap();
+    let shape = model.info("model.norm.weight").unwrap().shape.clone();
+    let integers = Values::from_source("a", &model, "model.norm.weight", cl_checkpoint::Dtype::I32);
+    let error = TensorGroup::new("w", &shape, None, vec![integers]).load(&integers).unwrap_err();
+    assert!(matches!(error, Error::NotFloat { .. }), "{error}");
+
+    let task_vectors = |weights: usize, sparsify: Sparsify| TaskVectors {
+        weights: vec![1.0; weights],
+        lambda: 1.0,
+        sparsify,
+        rescale: Rescale::None,
+        consensus: None,
+        divisor: Divisor::None,
+        seed: 0,
+    };
+    let of = |n: usize| vec![0.5; n];
+    let consensus = ConsensusMerging { lambda: 1.0, tall_lambda: of(1), min_agree: 2, only: None };
+    let methods: Vec<(Box<dyn MergeMethod>, &str)> = vec![
+        (Box::new(Linear { weights: vec![1.0], normalize: false }), "1 values of `weights` for 2 models"),
+        (Box::new(MultiSlerp { weights: of(3), normalize_weights: true, eps: 1e-8 }), "3 values of `weights`"),
+        (Box::new(consensus), "`tall_lambda`"),
+        (Box::new(task_vectors(3, Sparsify::None)), "`weights`"),
+        (Box::new(task_vectors(2, Sparsify::Magnitude { density: of(1) })), "`density`"),
+        (Box::new(task_vectors(2, Sparsify::Random { density: of(3) })), "`density`"),
+        (Box::new(task_vectors(2, Sparsify::Outliers { density: of(2), gamma: of(1) })), "`gamma`"),
+        (Box::new(task_vectors(2, Sparsify::Ranked { density: of(2), epsilon: of(3) })), "`epsilon`"),
+    ];
+    for (method, message) in methods {
+        let group = TensorGroup::new("w", &[4], Some(base), two(&[1.0; 4], &[2.0; 4]));
+        let error = merge_tensor(&*method, &group).unwrap_err();
+        assert!(matches!(error, Error::Undefined { .. }) && error.to_string().contains(message), "{error}");
+    }
+    let without_base = TensorGroup::new("w", &[4], None, two(&[1.0; 4], &[2.0; 4]));
+    assert!(merge_tensor(&task_vectors(2, Sparsify::None), &without_base).is_err());
+    let without_models = TensorGroup::new("w", &[2, 2], Some(base), Vec::new());
+    assert!(merge_tensor(&IsoCts { lambda: 1.0, common_share: 0.8 }, &without_models).is_err());
 }
