@@ -13,7 +13,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
@@ -48,7 +48,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong, and where.
-        #[source]
         problem: FormProblem,
     },
     /// The settings of columns are invalid.
@@ -57,7 +56,6 @@ pub enum Error {
         /// The file that they were to be applied to.
         path: PathBuf,
         /// What is wrong with them.
-        #[source]
         problem: ColumnsProblem,
     },
     /// A row lacks a field, or has a value that is not text.
@@ -68,7 +66,6 @@ pub enum Error {
         /// Index of the row.
         row: usize,
         /// What is wrong.
-        #[source]
         problem: Box<RowProblem>,
     },
     /// An example cannot be tokenized.
@@ -77,7 +74,7 @@ pub enum Error {
         /// Index of the row.
         row: usize,
         /// Why.
-        source: Box<Error>,
+        r#source: Box<Error>,
     },
     /// The file has no examples.
     #[error("{path}: no examples")]
@@ -91,7 +88,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: RowPlanProblem,
     },
     /// The tokenizer's configuration is not valid JSON.
@@ -100,7 +96,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The `tokenizer.json` is invalid.
     #[error("{path}: {source}")]
@@ -108,13 +104,13 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The error of the crate `tokenizers`.
-        source: tokenizers::Error,
+        r#source: tokenizers::Error,
     },
     /// The tokenizer failed.
     #[error("cannot tokenize: {source}")]
     Encode {
         /// The error of the crate `tokenizers`.
-        source: tokenizers::Error,
+        r#source: tokenizers::Error,
     },
     /// The BOS token is not in the vocabulary.
     #[error("cannot tokenize: bos_token `{token}` is not in the vocabulary")]
@@ -134,7 +130,6 @@ pub enum Error {
         /// The file with the template.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: ChatProblem,
     },
     /// The data has conversations, but the model has no chat template.

@@ -34,7 +34,6 @@ pub enum Error {
         /// The key; empty if the file is not valid YAML.
         key: String,
         /// What is wrong.
-        #[source]
         problem: HarnessProblem,
     },
     /// A known task has no directory.
@@ -85,7 +84,6 @@ pub enum Error {
         /// The path given for lm-eval, or that of the task's file within it.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: LmEvalProblem,
     },
     /// There is no local file, and the data set cannot be fetched from the Hub.
@@ -98,7 +96,7 @@ pub enum Error {
         /// The Hub data set with the same rows.
         dataset: Box<DatasetRef>,
         /// The reason.
-        source: Box<cl_data::Error>,
+        r#source: Box<cl_data::Error>,
     },
     /// A line of a JSONL file is not valid.
     #[error("{path}: line {line}: {}; expected {expected}", shortened(&of_json_line(&error.to_string())))]
@@ -176,7 +174,6 @@ pub enum Error {
         /// The key.
         key: &'static str,
         /// What is wrong.
-        #[source]
         problem: KeyProblem,
     },
     /// A template cannot be rendered for a row.
@@ -191,7 +188,6 @@ pub enum Error {
         /// The key of the description.
         key: &'static str,
         /// What is wrong.
-        #[source]
         problem: Box<TemplateProblem>,
     },
     /// A row is a conversation, but a prompt and an answer are required.
@@ -211,7 +207,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// There are too few rows to draw few-shot examples from.
     #[error("task `{name}`: {shots} few-shot examples need {wanted} rows to draw from, but there are {available}")]
@@ -231,7 +227,7 @@ pub enum Error {
         /// The task.
         name: String,
         /// The template's error.
-        source: BoxError,
+        r#source: BoxError,
     },
     /// The name is that of a group, but a single task is required.
     #[error("`{name}` is a group of {members} tasks; load the group, or one of its tasks, such as `{first}`")]
@@ -263,7 +259,7 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A file cannot be read or written: it is missing, not a regular file, too large, or not text.
     #[error(transparent)]
@@ -296,7 +292,7 @@ pub enum Error {
         /// 1-based line number.
         line: usize,
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The saved predictions are from a different model.
     #[error(
@@ -330,7 +326,7 @@ pub enum Error {
         /// The task.
         task: String,
         /// The model's error.
-        source: BoxError,
+        r#source: BoxError,
     },
     /// The model returned a different number of answers than there were requests.
     #[error("task `{task}`: the model returned {got} answers to {asked} requests")]

@@ -186,7 +186,7 @@ pub enum LmEvalProblem {
     #[error("cannot be started: {}", cl_checkpoint::files::explain(source))]
     NotStarted {
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// lm-eval is not installed for the Python interpreter.
     #[error("has no lm-eval; run `pip install lm-eval`, or use another Python interpreter")]

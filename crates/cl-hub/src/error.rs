@@ -53,7 +53,6 @@ pub enum HubError {
         /// The requested URL.
         url: String,
         /// What was received.
-        #[source]
         problem: AnswerProblem,
     },
     /// A download is incomplete. Its data are kept in the cache, and the next call resumes it.
@@ -62,7 +61,6 @@ pub enum HubError {
         /// The file.
         url: String,
         /// What is missing or wrong.
-        #[source]
         problem: DownloadProblem,
     },
     /// A download was stopped by a signal. Its data are kept in the cache, and the next call resumes it.
@@ -96,7 +94,6 @@ pub enum HubError {
         /// Branch, tag or commit.
         revision: String,
         /// What it contains instead.
-        #[source]
         problem: RepoProblem,
     },
     /// An upload failed. Files that were already stored are kept, and are not sent again.
@@ -105,7 +102,6 @@ pub enum HubError {
         /// The repository.
         repo: String,
         /// What is wrong.
-        #[source]
         problem: UploadProblem,
     },
     /// The front matter of an existing card cannot be read.
@@ -128,7 +124,7 @@ pub enum HubError {
         /// The cache directory.
         path: PathBuf,
         /// I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A file cannot be read or written.
     #[error("{path}: {source}")]
@@ -136,7 +132,7 @@ pub enum HubError {
         /// The file.
         path: PathBuf,
         /// I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// A file of a model cannot be read or written.
     #[error(transparent)]

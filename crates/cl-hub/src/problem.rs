@@ -46,13 +46,13 @@ pub enum AnswerProblem {
     #[error("not a listing of a repository: {source}")]
     Listing {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// It is not the expected JSON of an upload response.
     #[error("not the expected answer: {source}")]
     Upload {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A file has no etag.
     #[error("no etag")]
@@ -157,7 +157,7 @@ pub enum RepoProblem {
         /// Name of the index.
         index: &'static str,
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// Its index lists a shard that is not a file of the repository.
     #[error("{index} lists `{shard}`, which is not a file in the same directory")]

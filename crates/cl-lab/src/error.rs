@@ -14,7 +14,6 @@ pub enum LabError {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: ConfigProblem,
     },
     /// The files of a mixture of adapters are inconsistent.
@@ -23,7 +22,6 @@ pub enum LabError {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: cl_moe::problem::MixtureProblem,
     },
     /// A mixture of adapters was made for a different base model.
@@ -49,7 +47,7 @@ pub enum LabError {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        source: Box<cl_moe::Error>,
+        r#source: Box<cl_moe::Error>,
     },
     /// The routers of a mixture cannot be trained.
     #[error("{path}: {problem}")]
@@ -57,7 +55,6 @@ pub enum LabError {
         /// Directory of the mixture.
         path: PathBuf,
         /// Why.
-        #[source]
         problem: RoutersProblem,
     },
     /// The rounds of a sequence are invalid.
@@ -81,7 +78,6 @@ pub enum LabError {
         /// The value.
         text: String,
         /// What is wrong.
-        #[source]
         problem: SetProblem,
     },
     /// The output directory belongs to another run, or `--resume` is missing.
@@ -90,7 +86,6 @@ pub enum LabError {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: OutputProblem,
     },
     /// A file has plain texts, whose perplexity does not depend on the tokenizer, and other examples.
@@ -163,7 +158,6 @@ pub enum LabError {
         /// Name of the task.
         name: String,
         /// What is wrong.
-        #[source]
         problem: TaskNameProblem,
     },
     /// The maximum answer length leaves no room for the prompt.
@@ -188,7 +182,7 @@ pub enum LabError {
         /// The file.
         path: PathBuf,
         /// The operating system's error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// Error in a model or adapter directory.
     #[error(transparent)]
@@ -202,7 +196,7 @@ pub enum LabError {
         /// The file.
         path: PathBuf,
         /// The row and the reason.
-        source: Box<cl_data::Error>,
+        r#source: Box<cl_data::Error>,
     },
     /// Error of an adapter.
     #[error(transparent)]

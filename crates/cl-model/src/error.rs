@@ -22,7 +22,6 @@ pub enum ModelError {
         /// Directory of the model.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: ConfigProblem,
     },
     /// An end-of-sequence id is not a token id.
@@ -92,7 +91,7 @@ pub enum ModelError {
         /// Name of the tensor.
         tensor: String,
         /// The reason.
-        source: cl_torch::TorchError,
+        r#source: cl_torch::TorchError,
     },
     /// The model cannot be saved because its weights in memory are quantized.
     #[error("{path}: the weights in memory are quantized ({format}); fold the adapter into the base's own directory")]

@@ -16,7 +16,6 @@ pub enum Error {
         /// The file.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: ConfigProblem,
     },
     /// All problems that prevent the mixture, found before anything was written.
@@ -28,7 +27,6 @@ pub enum Error {
         /// The directory.
         path: PathBuf,
         /// What is wrong.
-        #[source]
         problem: MixtureProblem,
     },
     /// The hidden states for routers do not match the base's layers and the experts.

@@ -88,7 +88,6 @@ pub enum TrainError {
         /// Directory of the checkpoint.
         path: PathBuf,
         /// What differs.
-        #[source]
         problem: StateProblem,
     },
     /// With `sharded_checkpoints`, a rank does not see the files that rank 0 writes.
@@ -113,7 +112,7 @@ pub enum TrainError {
         /// Address and port of the store.
         place: String,
         /// libtorch's message.
-        source: Box<cl_torch::TorchError>,
+        r#source: Box<cl_torch::TorchError>,
     },
     /// Another rank exited, or did not answer in time.
     #[error(
@@ -127,7 +126,7 @@ pub enum TrainError {
         /// Number of ranks.
         world_size: usize,
         /// libtorch's message.
-        source: cl_torch::TorchError,
+        r#source: cl_torch::TorchError,
     },
     /// A rank uses another program, configuration or data than rank 0.
     #[error(
@@ -146,7 +145,7 @@ pub enum TrainError {
         /// The file.
         path: PathBuf,
         /// The cause.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// An error of checkpoint files.
     #[error(transparent)]

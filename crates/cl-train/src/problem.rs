@@ -27,7 +27,7 @@ pub enum StateProblem {
     #[error("{source}")]
     Json {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The training settings differ.
     #[error("it was saved with a different [train] configuration")]

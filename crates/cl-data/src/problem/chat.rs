@@ -6,19 +6,19 @@ pub enum ChatProblem {
     #[error("invalid chat template: {source}")]
     Syntax {
         /// The template engine's error.
-        source: minijinja::Error,
+        r#source: minijinja::Error,
     },
     /// The template failed, or rejected the conversation.
     #[error("{source}")]
     Render {
         /// The template engine's error, with the template's own message if it raised one.
-        source: minijinja::Error,
+        r#source: minijinja::Error,
     },
     /// No thread could be started to render the template.
     #[error("{}", cl_checkpoint::files::explain(source))]
     Thread {
         /// The I/O error.
-        source: std::io::Error,
+        r#source: std::io::Error,
     },
     /// `chat_template` has an unknown structure.
     #[error("`chat_template` is neither a string nor a list of named templates")]

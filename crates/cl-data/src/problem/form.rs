@@ -31,7 +31,7 @@ pub enum FormProblem {
     #[error("not valid JSON: {source}")]
     JsonList {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A row of a JSON list is too long.
     #[error("a row longer than {limit} bytes")]
@@ -65,7 +65,7 @@ pub enum FormProblem {
     #[error("{source}")]
     Csv {
         /// The parser's error.
-        source: csv::Error,
+        r#source: csv::Error,
     },
     /// The Parquet file is damaged, or has columns that JSON cannot represent.
     #[error(transparent)]

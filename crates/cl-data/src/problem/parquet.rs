@@ -8,7 +8,7 @@ pub enum ParquetProblem {
     #[error("damaged or truncated Parquet file: {source}")]
     Damaged {
         /// The decoder's error.
-        source: ParquetError,
+        r#source: ParquetError,
     },
     /// The decoder failed on damaged pages.
     #[error("damaged Parquet file: its pages cannot be decoded")]

@@ -6,7 +6,7 @@ pub enum RowPlanProblem {
     #[error("not a valid rows.json: {source}")]
     Json {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A data set has more rows than is possible, so the file is damaged.
     #[error("lists more than {limit} rows")]

@@ -13,7 +13,7 @@ pub enum ConfigProblem {
     Toml(Box<toml::de::Error>), // not a source: its full text would be printed again
     /// A setting cannot be written as TOML.
     #[error("{0}")]
-    NotToml(#[source] Box<toml::ser::Error>),
+    NotToml(Box<toml::ser::Error>),
     /// A number is 0.
     #[error("{key} = 0: expected at least 1")]
     Zero {
@@ -53,10 +53,10 @@ pub enum ConfigProblem {
     NoData,
     /// A training setting is invalid.
     #[error("train: {0}")]
-    Train(#[source] Box<TrainError>),
+    Train(Box<TrainError>),
     /// A validation setting is invalid.
     #[error("{0}")]
-    Validation(#[source] Box<TrainError>),
+    Validation(Box<TrainError>),
     /// The combination of data sets is invalid.
     #[error(transparent)]
     Mixture(#[from] MixtureProblem),
@@ -77,7 +77,7 @@ pub enum ConfigProblem {
     RouterInTrain,
     /// A setting of router training is invalid.
     #[error("{0}")]
-    Router(#[source] Box<TrainError>),
+    Router(Box<TrainError>),
     /// The configuration of router training names data of earlier rounds.
     #[error("data.earlier is only for replay; list all data in data.train")]
     Earlier,

@@ -36,7 +36,6 @@ pub enum RoundsProblem {
         /// Its name.
         name: String,
         /// What is wrong.
-        #[source]
         problem: Box<RoundProblem>,
     },
 }
@@ -53,13 +52,13 @@ pub enum RoundProblem {
     Columns(#[from] ColumnsProblem),
     /// A validation setting is invalid.
     #[error("{0}")]
-    Validation(#[source] TrainError),
+    Validation(TrainError),
     /// A key in its `train` table is unknown, or a value has the wrong type.
     #[error("train: {}", shorten(&.0.to_string()))]
     TrainTable(serde_json::Error), // not a source: its full text would be printed again
     /// A training setting is invalid.
     #[error("train: {0}")]
-    Train(#[source] TrainError),
+    Train(TrainError),
     /// It sets o-lora options that can only be set for the whole sequence.
     #[error(
         "train.olora: `shape`, `earlier` and the presence of the table apply to the whole sequence; set them in its \

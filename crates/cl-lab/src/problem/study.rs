@@ -64,7 +64,7 @@ pub enum StudyProblem {
     Replay(#[from] MixtureProblem),
     /// An o-LoRA setting is invalid.
     #[error("{0}")]
-    Olora(#[source] Box<AdapterError>),
+    Olora(Box<AdapterError>),
     /// A table is below `[train]` that belongs at the top level of a study.
     #[error("train.{table}: a study compares LoRA and full fine-tuning; write it as [{table}]")]
     TableInTrain {
@@ -85,7 +85,7 @@ pub enum StudyProblem {
         /// The table.
         table: &'static str,
         /// What is wrong.
-        source: Box<TrainError>,
+        r#source: Box<TrainError>,
     },
     /// The rounds are invalid.
     #[error(transparent)]
@@ -96,7 +96,6 @@ pub enum StudyProblem {
         /// Name of the stage.
         stage: String,
         /// What is wrong.
-        #[source]
         problem: RoundsProblem,
     },
     /// A training setting of a stage is invalid.
@@ -105,7 +104,7 @@ pub enum StudyProblem {
         /// Name of the stage.
         stage: String,
         /// What is wrong.
-        source: Box<TrainError>,
+        r#source: Box<TrainError>,
     },
     /// No stage is selected by `--only`.
     #[error("--only: no stage's name starts with `{start}`; --dry-run lists them")]

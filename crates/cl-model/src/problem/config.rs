@@ -9,7 +9,7 @@ pub enum ConfigProblem {
     Json {
         /// The parser's error.
         #[from]
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// A number is too small.
     #[error("{key} = {value}: expected at least {least}")]

@@ -13,7 +13,7 @@ pub enum MixtureProblem {
     #[error("mixture_config.json: {source}")]
     Config {
         /// The parser's error.
-        source: serde_json::Error,
+        r#source: serde_json::Error,
     },
     /// The configuration has an unsupported version of the format.
     #[error("mixture_config.json: format_version is {found}; this program reads {}", VERSION)]
