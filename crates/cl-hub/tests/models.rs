@@ -99,7 +99,7 @@ fn shards_are_those_of_the_index() {
     server.add("o/out", "config.json", b"{}");
     server.add("o/out", "model.safetensors.index.json", br#"{"weight_map": {"a": "../../x"}}"#);
     let error = model(&server.hub(cache.path()), "o/out").unwrap_err().to_string();
-    assert!(error.contains("names `../../x`"), "{error}");
+    assert!(error.contains("lists `../../x`"), "{error}");
 }
 
 #[test]

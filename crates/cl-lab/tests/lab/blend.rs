@@ -467,7 +467,7 @@ fn a_mixture_of_another_base_or_with_other_contents_is_refused() {
     let text = std::fs::read_to_string(&file).unwrap();
     for (from, to, part) in [
         ("\"format_version\": 1", "\"format_version\": 2", "format_version is 2"),
-        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3", "3 of 2 experts"),
+        ("\"num_experts_per_tok\": 2", "\"num_experts_per_tok\": 3", "num_experts_per_tok is 3, with 2 experts"),
         ("\"sigmoid\"", "\"tanh\"", "tanh"),
         ("model.layers.1.mlp.up_proj", "model.layers.2.mlp.up_proj", "is missing"),
     ] {

@@ -245,7 +245,7 @@ fn what_cannot_be_aligned_is_named() {
     let with = |from: &str, to: &str| problem(&text.replace(from, to));
     assert!(with("model = \"a\", token = \"the\"", "model = \"a\", token = \"dog\"").contains("has no token `dog`"));
     assert!(
-        with("model = \"a\", token = \"the\"", "model = \"short\", token = \"the\"").contains("none of the models")
+        with("model = \"a\", token = \"the\"", "model = \"short\", token = \"the\"").contains("not one of the models")
     );
     assert!(with("model = \"a\", token = \"the\"", "model = \"a\"").contains("either `token` or `token_id`"));
     assert!(with("pad_to_multiple_of = 4", "pad_to_multiple_of = 0").contains("at least 1"));

@@ -106,7 +106,7 @@ fn fold_and_extract() {
     // The manifest of an extracted adapter names its base.
     assert!(call(&["adapter", "fold", path(&base), path(&back), "--out", path(&folder.path().join("again"))]).is_ok());
     let wrong = call(&["adapter", "fold", path(&model), path(&back), "--out", path(&folder.path().join("no"))]);
-    assert!(wrong.unwrap_err().contains("another base"));
+    assert!(wrong.unwrap_err().contains("a different base"));
 }
 
 /// The process to kill is this test binary, started again.

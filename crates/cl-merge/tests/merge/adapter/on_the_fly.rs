@@ -130,7 +130,8 @@ fn provenance_stages_and_problems() {
     };
     write(&place("other"), &lora(2, 1.0), &[("model.layers.0.self_attn.q_proj", 8, 16)], 5);
     assert!(
-        problem(&format!("{}+{}", base.display(), place("other").display())).contains("is for a weight of [8, 16]")
+        problem(&format!("{}+{}", base.display(), place("other").display()))
+            .contains("is for a weight of shape [8, 16]")
     );
     assert!(problem(&format!("{}+{}", base.display(), place("none").display())).contains("none"));
 }

@@ -96,7 +96,7 @@ fn adapters_that_do_not_belong_together() {
     let made_for = |hash: &str| Manifest::new("adapter").with_source("base", Path::new("base"), hash.to_owned());
     write_with(&a, &lora(2, 2.0), &[("m.q", 6, 8)], 1, made_for("aaaa"), |_, _, v| v);
     write_with(&b, &lora(2, 2.0), &[("m.q", 6, 8)], 2, made_for("bbbb"), |_, _, v| v);
-    refused(&[a.clone(), b.clone()], &by("linear"), &["another base", "aaaa", "bbbb", "ignore-base"]);
+    refused(&[a.clone(), b.clone()], &by("linear"), &["a different base", "aaaa", "bbbb", "ignore-base"]);
     let out = folder.path().join("out");
     combine(&[a.clone(), b.clone()], &out, &with("linear", |o| o.ignore_base = true)).unwrap();
     let named = |base: &str| AdapterConfig { base_model_name_or_path: Some(base.to_owned()), ..lora(2, 2.0) };
