@@ -59,6 +59,9 @@ pub enum KeyProblem {
         /// The name.
         name: String,
     },
+    /// A filter follows `take_first`; in lm-eval, it would be applied to the characters of the answer.
+    #[error("must have take_first only as the last filter")]
+    TakeFirst,
     /// A stop sequence is empty.
     #[error("must not contain an empty string, which would end every answer immediately")]
     EmptyStop,

@@ -846,6 +846,11 @@ fn generation_tasks_of_lm_eval_are_read_or_refused() {
 
     for (from, to, parts) in [
         ("lowercase", "majority_vote", ["`filter_list`", "majority_vote"]),
+        ("function: lowercase", "function: take_first", ["filter_list", "only as the last filter"]),
+        ("ignore_case: true", "aggregation: median", ["`metric_list`", "the aggregation mean"]),
+        ("ignore_case: true", "aggregation: !function utils.a", ["`metric_list`", "the aggregation mean"]),
+        ("doc_to_target: a", "doc_to_target: Best Answer", ["`doc_to_target`", "the name of a field"]),
+        ("max_gen_toks: 7", "temperature: '0.7'", ["`generation_kwargs.do_sample`", "greedily"]),
         ("lowercase", "!function utils.Mine", ["`filter_list`", "!function utils.Mine"]),
         ("lowercase", "regex, regex_pattern: '('", ["`filter_list`", "invalid regular expression"]),
         ("ignore_case", "ignore_cas", ["`metric_list`", "ignore_case"]),

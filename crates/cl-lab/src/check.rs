@@ -96,6 +96,11 @@ pub(crate) fn require_router(config: &RouterRun) -> Result<Checked, LabError> {
     no_problem(findings).map(|()| checked)
 }
 
+/// Returns the name of a task's main score.
+pub(crate) fn main_score(task: &dyn Task) -> String {
+    if task.is_empty() { task.metric().main().to_owned() } else { task.metric().main_of(&task.target(0)) }
+}
+
 fn no_problem(findings: Vec<Finding>) -> Result<(), LabError> {
     let mut problems: Vec<LabError> = findings
         .into_iter()
@@ -202,7 +207,7 @@ fn check_tasks(
     }
     note(file_names(&tasks), findings);
     for task in &tasks {
-        let fact = format!("task: {}, {} documents, {}", task.name(), task.len(), task.metric().main());
+        let fact = format!("task: {}, {} documents, {}", task.name(), task.len(), main_score(task.as_ref()));
         findings.push(Finding::Fact(fact));
         if let Some(model) = model {
             let max_length = config.eval.max_length.unwrap_or(model.max_position_embeddings);

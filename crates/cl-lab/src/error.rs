@@ -265,6 +265,7 @@ impl LabError {
             LabError::Interrupted | LabError::StudyInterrupted => true,
             LabError::Train(error) => matches!(**error, cl_train::TrainError::Interrupted { .. }),
             LabError::Eval(error) => matches!(**error, cl_eval::Error::Interrupted),
+            LabError::Merge(error) => matches!(error, cl_merge::Error::Interrupted),
             _ => false,
         }
     }

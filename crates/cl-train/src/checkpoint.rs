@@ -365,9 +365,8 @@ fn read(dir: &Path, config: &TrainConfig, fresh: &State, ranks: &Ranks) -> Resul
     let writers = verify(dir, ranks)?;
     let state: State = read_json(&dir.join("state.json"))?;
     let saved: TrainConfig = read_json(&dir.join("train_config.json"))?;
-    let (zero_stage, sharded_checkpoints) = (config.zero_stage, config.sharded_checkpoints);
     let identity = |state: &State| state.validation.as_ref().map(|v| (v.config.clone(), v.data.clone()));
-    let problem = if (TrainConfig { zero_stage, sharded_checkpoints, ..saved }) != *config {
+    let problem = if saved.of_weights() != config.of_weights() {
         StateProblem::Config
     } else if state.seed != fresh.seed {
         StateProblem::Seed { saved: state.seed, seed: fresh.seed }

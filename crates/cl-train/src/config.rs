@@ -150,6 +150,14 @@ impl Default for TrainConfig {
 }
 
 impl TrainConfig {
+    /// Returns the settings that the trained weights depend on: without those of checkpoints, logs and sharding, which
+    /// may change when a run is resumed.
+    pub fn of_weights(&self) -> TrainConfig {
+        let (save_steps, keep_checkpoints, report_to) = (0, 0, Vec::new());
+        let (zero_stage, sharded_checkpoints) = (0, false);
+        TrainConfig { save_steps, keep_checkpoints, report_to, zero_stage, sharded_checkpoints, ..self.clone() }
+    }
+
     /// Checks all ranges, and that exactly one of `lora`, `full` and `router` is set.
     ///
     /// # Errors

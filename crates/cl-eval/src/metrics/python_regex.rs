@@ -10,9 +10,10 @@ use serde::{Deserialize, Deserializer, Serialize, Serializer};
 /// A regular expression in Python's syntax, including look-around and backreferences.
 ///
 /// Patterns are translated to the syntax of the crate `fancy_regex`: `$` also matches before a final line break, `{`
-/// that is not a repetition and `[` in a character class are literal, and `\Z`, `\<` and `\>` have Python's meaning.
-/// Two differences remain: `\s` does not contain the separators U+001C to U+001F, and a search that backtracks more than
-/// a million times counts as no match.
+/// that is not a repetition and `[` in a character class are literal, and `\w`, `\s`, `\Z`, `\<` and `\>` have Python's
+/// meaning. Some differences remain: `\b` takes combining marks for parts of words; after an empty match, the search
+/// goes on with the next character; a group in a repetition keeps its last match that is not empty; and a search that
+/// backtracks more than a million times counts as no match.
 ///
 /// Source: Python's documentation of `re`.
 ///
@@ -108,9 +109,16 @@ fn has_flag(pattern: &str, flag: char) -> bool {
     })
 }
 
+/// Content of the class of letters, numbers and the underscore, Python's `\w`; and of white space, its `\s`.
+const WORD: &str = r"\p{L}\p{N}_";
+const SPACE: &str = r"\s\x1c-\x1f";
+
 /// Translates the character after a backslash.
 fn escape(out: &mut String, escaped: Option<char>, in_class: bool) {
     match escaped {
+        Some('w' | 's') if in_class => *out += if escaped == Some('w') { WORD } else { SPACE },
+        Some(c @ ('w' | 's')) => out.extend(["[", if c == 'w' { WORD } else { SPACE }, "]"]),
+        Some(c @ ('W' | 'S')) => out.extend(["[^", if c == 'W' { WORD } else { SPACE }, "]"]),
         Some('Z') if !in_class => out.push_str(r"\z"),
         Some('b') if in_class => out.push_str(r"\x08"),
         Some(c) if c.is_ascii_alphanumeric() || (c.is_ascii_punctuation() && !matches!(c, '<' | '>')) => {
@@ -137,6 +145,10 @@ fn class(out: &mut String, rest: &mut std::str::Chars<'_>) {
             '\\' => escape(out, rest.next(), true),
             // Rust's classes can be nested and combined.
             ']' | '[' | '&' | '~' => out.extend(['\\', c]),
+            '-' if rest.as_str().starts_with('-') => {
+                out.push_str(r"-\-");
+                rest.next();
+            }
             c => out.push(c),
         }
         first = false;
@@ -148,6 +160,10 @@ fn repetition(out: &mut String, rest: &mut std::str::Chars<'_>) {
     let inner = rest.as_str().split_once('}').map(|(inner, _)| inner);
     let digits = |text: &str| text.chars().all(|c| c.is_ascii_digit());
     match inner.map(|inner| inner.split_once(',').unwrap_or((inner, inner))) {
+        Some(("", "")) if inner == Some(",") => {
+            out.push('*');
+            *rest = rest.as_str()[2..].chars();
+        }
         Some((from, to)) if digits(from) && digits(to) && !(from.is_empty() && to.is_empty()) => {
             let inner = inner.unwrap_or_default();
             *out += if from.is_empty() { "{0" } else { "{" };
@@ -196,7 +212,8 @@ mod tests {
             (r"(?m)x$", "(?m)x$"),
             (r"(?i:x)$", r"(?i:x)(?=\n?\z)"),
             (r"[$0-9.,]{2,}", r"[$0-9.,]{2,}"),
-            (r"a{,3}{x}{}", r"a{0,3}\{x\}\{\}"),
+            (r"a{,3}{x}{}b{,}", r"a{0,3}\{x\}\{\}b*"),
+            (r"\w[\w\s]\W\S[+--]", r"[\p{L}\p{N}_][\p{L}\p{N}_\s\x1c-\x1f][^\p{L}\p{N}_][^\s\x1c-\x1f][+-\-]"),
             (r"[]a]|[^]&&[~]", r"[\]a]|[^\]\&\&\[\~]"),
             (r"\Z\<\>\é\-\$[\b]", r"\z<>é\-\$[\x08]"),
         ] {

@@ -187,8 +187,15 @@ impl Keys<'_> {
             };
             return Err(self.expected("metric_list", expected));
         };
-        let entry = listed.iter().find(|entry| name(entry).is_some_and(|name| name == *known));
+        // As in lm-eval, the last entry of a metric applies.
+        let entry = listed.iter().rfind(|entry| name(entry).is_some_and(|name| name == *known));
         let entry = entry.and_then(Value::as_object).cloned().unwrap_or_default();
+        let aggregations: &[&str] = if *known == "perplexity" { &["perplexity"] } else { &["mean", "nanmean"] };
+        let aggregation = entry.get("aggregation").filter(|aggregation| !aggregation.is_null());
+        if aggregation.is_some_and(|given| given.as_str().is_none_or(|given| !aggregations.contains(&given))) {
+            let expected = if *known == "perplexity" { "the aggregation perplexity" } else { "the aggregation mean" };
+            return Err(self.expected("metric_list", expected));
+        }
         let left_out = names.into_iter().filter(|name| own.iter().all(|(known, _)| known != name)).collect();
         Ok((*metric, entry, left_out))
     }
@@ -324,6 +331,7 @@ impl Keys<'_> {
         let prompt = self.template("doc_to_text")?;
         let (target, targets) = match self.keys.remove("doc_to_target") {
             Some(Value::String(text)) if is_field(&text) => (None, Some(field_or_text(&text))),
+            Some(Value::String(text)) if is_odd_field(&text) => return Err(self.expected("doc_to_target", FIELD)),
             Some(Value::String(text)) if !text.starts_with(FUNCTION) => (Some(text), None),
             Some(Value::Number(number)) => (Some(number.to_string()), None),
             Some(other) => return Err(self.unsupported("doc_to_target", &other)),
@@ -355,7 +363,13 @@ impl Keys<'_> {
             };
             max_new_tokens = max_new_tokens.or(Some(number as usize)); // the first wins, as in lm-eval
         }
-        let temperature = kwargs.remove("temperature").and_then(|value| value.as_f64()).unwrap_or(0.0);
+        let temperature = match kwargs.remove("temperature").filter(|value| !value.is_null()) {
+            None => 0.0,
+            Some(value) => value
+                .as_f64()
+                .or_else(|| value.as_str()?.parse().ok())
+                .ok_or_else(|| self.expected("generation_kwargs.temperature", "a number"))?,
+        };
         let samples = kwargs.remove("do_sample").and_then(|value| value.as_bool()).unwrap_or(temperature > 0.0);
         if samples {
             return Err(self.expected("generation_kwargs.do_sample", "false: answers are decoded greedily"));
@@ -390,6 +404,7 @@ impl Keys<'_> {
     fn template(&mut self, key: &str) -> Result<String, Error> {
         match self.keys.remove(key) {
             Some(Value::String(text)) if is_field(&text) => Ok(format!("{{{{ {} }}}}", field_or_text(&text))),
+            Some(Value::String(text)) if is_odd_field(&text) => Err(self.expected(key, FIELD)),
             Some(Value::String(text)) if !text.starts_with(FUNCTION) => Ok(text),
             Some(other) => Err(self.unsupported(key, &other)),
             None => Err(self.expected(key, "a template")),
@@ -469,6 +484,15 @@ fn is_field(text: &str) -> bool {
     characters.next().is_some_and(|c| c.is_ascii_alphabetic() || c == '_')
         && characters.all(|c| c.is_ascii_alphanumeric() || c == '_')
         && !WORDS.contains(&text)
+}
+
+/// What a field or template must be.
+const FIELD: &str = "the name of a field, in ASCII letters, digits and underscores, or a template";
+
+/// Whether a text may be the name of a field that no template can name, such as `Best Answer`. lm-eval uses such a field
+/// if the row has it.
+fn is_odd_field(text: &str) -> bool {
+    is_plain(text) && text.chars().any(char::is_alphabetic)
 }
 
 /// An expression for the field of a name, or the name itself if the row has no such field.

@@ -12,7 +12,7 @@ use super::Harness;
 use super::few_shot::Sampler;
 use super::template::{Formula, Template};
 use crate::error::Error;
-use crate::metrics::{ExactMatch, Metric};
+use crate::metrics::{ExactMatch, Filter, FilterPipeline, Metric};
 use crate::problem::KeyProblem;
 
 /// An invalid key of a description, and what is wrong with its value.
@@ -259,6 +259,11 @@ impl TaskFile {
         let mut names = HashSet::new();
         if let Some(twice) = pipelines.map(|pipeline| &pipeline.name).find(|name| !names.insert(*name)) {
             return Err(("generation.exact_match.filter_list", KeyProblem::Twice { name: twice.clone() }));
+        }
+        let mut pipelines = keys.exact_match.iter().flat_map(|options| &options.filter_list);
+        let early = |pipeline: &FilterPipeline| pipeline.filter.iter().rev().skip(1).any(|f| *f == Filter::TakeFirst);
+        if pipelines.any(early) {
+            return Err(("generation.exact_match.filter_list", KeyProblem::TakeFirst));
         }
         if keys.stop.iter().any(String::is_empty) {
             return Err(("generation.stop", KeyProblem::EmptyStop));

@@ -6,7 +6,6 @@
 use std::path::PathBuf;
 
 use cl_data::{Dataset, Profile};
-use cl_train::TrainConfig;
 use serde_json::{Value, json};
 
 use super::graph::{Stage, Work};
@@ -57,9 +56,11 @@ impl World<'_> {
         let all = || (0..self.rounds.len()).flat_map(of_round).collect();
         match work {
             Work::Rounds(config) => {
-                let place = |round: &RoundConfig| self.rounds.iter().position(|other| other.name == round.name);
+                let place = |round: &RoundConfig| match round.joint {
+                    Some(_) => None, // on the data of all rounds
+                    None => self.rounds.iter().position(|other| other.name == round.name),
+                };
                 let places: Option<Vec<usize>> = config.rounds.iter().map(place).collect();
-                // A round of another name is one of joint training, on the data of all.
                 places.map_or_else(all, |places| places.into_iter().flat_map(of_round).collect())
             }
             // The routing of mixtures is measured on the data of all rounds.
@@ -88,22 +89,14 @@ fn for_training(work: &Work) -> Value {
     }
 }
 
-/// Returns a stage's work without the paths of model and data, whose contents are hashed, and without the settings that
-/// change no result.
+/// Returns a stage's work without the paths of model and data, whose contents are hashed, and without the
+/// settings that change no result.
 fn for_scores(work: &Work) -> Value {
     match work {
         Work::Rounds(config) => {
             let (model, data) = (PathBuf::new(), PathBuf::new());
-            json!({"rounds": SequenceConfig { model, data, train: computed(&config.train), ..(**config).clone() }})
-        }
-        Work::Routers { train, seed, limit } => {
-            json!(Work::Routers { train: Box::new(computed(train)), seed: *seed, limit: *limit })
+            json!({"rounds": SequenceConfig { model, data, train: config.train.of_weights(), ..(**config).clone() }})
         }
         other => json!(other),
     }
-}
-
-/// Returns the training settings that weights depend on: all except which checkpoints and logs are written.
-fn computed(train: &TrainConfig) -> TrainConfig {
-    TrainConfig { save_steps: 0, keep_checkpoints: 0, report_to: Vec::new(), ..train.clone() }
 }

@@ -1,8 +1,10 @@
 //! The results of a study's stages, for the report.
 
-use cl_eval::{Column, Group, TaskSpec};
+use cl_eval::{Column, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
 use serde_json::{Map, Value, json};
+
+use crate::RoundConfig;
 
 use super::config::StudyConfig;
 use super::graph::Stage;
@@ -16,6 +18,10 @@ pub(super) fn results(
     metrics: &[String],
     stages: &[(&Stage, &Record)],
 ) -> (StudyResults, Value) {
+    let of_paper = teaches_the_papers_tasks(config);
+    let columns: Vec<cl_report::Column> =
+        columns.iter().zip(metrics).map(|(column, metric)| reported(config, column, metric, of_paper)).collect();
+    let has_paper = columns.iter().any(|column| column.paper.is_some());
     let mut rows = Vec::new();
     for (stage, record) in stages {
         // For an open question, only the end of a sequence is reported.
@@ -33,7 +39,7 @@ pub(super) fn results(
                 members: stage.row.members,
                 main: stage.row.question.is_none(),
                 question: stage.row.question.map(str::to_owned),
-                paper: stage.row.paper(round, last),
+                paper: stage.row.paper(round, last).filter(|_| has_paper),
                 scores: scored.scores.clone(),
                 standard_errors: scored.standard_errors.clone(),
                 // For a sequence, the total is in its last row.
@@ -45,7 +51,6 @@ pub(super) fn results(
     }
     let times: Map<String, Value> =
         rows.iter().filter_map(|row| Some((row.stage.clone(), json!(row.seconds?)))).collect();
-    let of_paper = teaches_the_papers_tasks(columns);
     let results = StudyResults {
         name: config.name.clone(),
         description: config.description.clone(),
@@ -88,10 +93,12 @@ fn in_paper(task: &str) -> Option<&'static str> {
     PAPER.iter().find(|(name, _)| *name == built_in).map(|(_, paper)| *paper)
 }
 
-/// Whether all tasks of new knowledge are the paper's. Otherwise, its numbers would be shown beside those of models that
-/// have learned something else.
-fn teaches_the_papers_tasks(columns: &[Column]) -> bool {
-    columns.iter().filter(|column| column.group == Group::New).all(|column| in_paper(&column.name).is_some())
+/// Whether all rounds teach tasks of the paper. Otherwise, its numbers would be shown next to those of models that have
+/// learned something else.
+fn teaches_the_papers_tasks(config: &StudyConfig) -> bool {
+    let taught = |round: RoundConfig| round.scored.unwrap_or_else(|| vec![round.name]);
+    let tasks: Vec<String> = config.all_rounds().into_iter().flat_map(taught).collect();
+    !tasks.is_empty() && tasks.iter().all(|task| in_paper(task).is_some())
 }
 
 fn reported(config: &StudyConfig, column: &Column, metric: &str, of_paper: bool) -> cl_report::Column {

@@ -23,7 +23,7 @@ use super::key::{StageKey, World};
 use super::plan::{StudyPlan, StudySizes, plan};
 use super::results::results;
 use super::work::{Inputs, Record, Site, tasks_hash};
-use crate::check::{Checked, require_sequence};
+use crate::check::{Checked, main_score, require_sequence};
 use crate::columns::columns;
 use crate::model_dir::open_model;
 use crate::problem::StudyProblem;
@@ -214,7 +214,7 @@ impl<'a> Study<'a> {
         let keys = world.keys(&stages);
         let metric = |group: &TaskGroup| {
             let first = tasks.iter().find(|task| group.members.iter().any(|name| name == task.name()));
-            first.map_or_else(String::new, |task| task.metric().main().to_owned())
+            first.map_or_else(String::new, |task| main_score(task.as_ref()))
         };
         let metrics = scored.iter().map(metric).collect();
         let columns = columns(&sequence, &rounds, &scored);

@@ -38,7 +38,7 @@ pub(super) struct Record {
     pub(super) key: String,
     /// Scores after each round of a sequence; a single row for other stages.
     pub(super) rows: Vec<ScoredRow>,
-    /// Duration of the last process, in seconds.
+    /// Duration of the last process, and of an earlier one whose models or adapters were scored again, in seconds.
     pub(super) seconds: f64,
     /// Size of the stored weights in bytes.
     pub(super) bytes: u64,
@@ -121,7 +121,7 @@ impl Site<'_> {
     ) -> Result<Record, LabError> {
         let (dir, started) = (self.dir(stage), Instant::now());
         std::fs::create_dir_all(&dir).map_err(LabError::io(&dir))?;
-        self.begin(&stage.work, &dir, key)?;
+        self.begin(stage, &dir, key)?;
         inputs.dirs.iter().try_for_each(|input| verify(input))?;
         let (base, eval) = (&self.config.model, &self.config.eval);
         let (rows, routing) = match &stage.work {
@@ -178,7 +178,8 @@ impl Site<'_> {
             }
         };
         let bytes = if matches!(stage.work, Work::Base { .. }) { 0 } else { stored(&dir) };
-        let record = Record { key: key.scored.clone(), rows, seconds: started.elapsed().as_secs_f64(), bytes, routing };
+        let seconds = seconds_before(&dir) + started.elapsed().as_secs_f64();
+        let record = Record { key: key.scored.clone(), rows, seconds, bytes, routing };
         write_file(&dir.join("stage.json"), json!(record).to_string().as_bytes())?;
         Ok(record)
     }
@@ -217,7 +218,7 @@ impl Site<'_> {
 
     /// Keeps what an earlier process left in the directory for the same keys and the same paths of model and data. If only
     /// the scoring has changed, removes the scores; otherwise everything.
-    fn begin(&self, work: &Work, dir: &Path, key: &StageKey) -> Result<(), LabError> {
+    fn begin(&self, stage: &Stage, dir: &Path, key: &StageKey) -> Result<(), LabError> {
         let note = dir.join("key");
         let (model, data) = (HubSnapshot::source_name(&self.config.model), self.config.data.display());
         let made = format!("{}\n{model}\n{data}\n", key.made);
@@ -227,11 +228,19 @@ impl Site<'_> {
             std::fs::remove_dir_all(dir).map_err(LabError::io(dir))?;
             std::fs::create_dir_all(dir).map_err(LabError::io(dir))?;
         } else if saved != all {
+            if let Some(record) = Record::read(dir).filter(|_| !self.is_gone(stage)) {
+                write_file(&dir.join(SECONDS), record.seconds.to_string().as_bytes())?;
+            }
             remove_scores(dir)?;
+            if matches!(stage.work, Work::Routers { .. }) {
+                // The settings of this run contain the path of the study, so it might not be continued. It is short.
+                let run = dir.join("run");
+                remove_if_there(&run, std::fs::remove_dir_all(&run))?;
+            }
         }
         // A sequence is continued with the new settings.
         let settings = dir.join("run/config.toml");
-        match work {
+        match &stage.work {
             Work::Rounds(config) if settings.exists() => {
                 write_file(&settings, to_toml(&settings, config)?.as_bytes())?;
             }
@@ -258,6 +267,13 @@ impl Site<'_> {
         }
         Ok(())
     }
+}
+
+/// File with the duration of what an earlier process made for this stage, if only its scores are computed again.
+const SECONDS: &str = "seconds";
+
+fn seconds_before(dir: &Path) -> f64 {
+    std::fs::read_to_string(dir.join(SECONDS)).ok().and_then(|text| text.parse().ok()).unwrap_or(0.0)
 }
 
 /// Removes the record and all scores of a stage.

@@ -240,6 +240,11 @@ fn another_evaluation_repeats_no_training() {
     assert_eq!(logs("lora"), lora, "adapters are kept, and not trained again");
     assert_ne!(logs("fft"), full, "models of earlier rounds were removed, and are needed to score them");
     assert_eq!(started(&config, &out).1, started(&config, &world.path("first")).1);
+    // Checkpoints and logs change no result.
+    let mut config = config;
+    config.train.insert("save_steps".to_owned(), 2.into());
+    let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
+    assert!(plan.stages.iter().filter(|stage| !stage.name.contains("trained")).all(|stage| stage.done));
 }
 
 #[test]
@@ -256,6 +261,22 @@ fn other_data_of_one_round_concerns_the_stages_that_train_on_it() {
     let done = ["base", "one-lora-1-first.seed3", "one-lora-3-largest.seed3", "one-fft-1-first.seed3"];
     assert!(left.contains(&"sequence-lora.seed3") && left.contains(&"one-fft-2-mood.seed3"), "{left:?}");
     assert!(left.contains(&"merge-ties-2.seed3") && done.iter().all(|name| !left.contains(name)), "{left:?}");
+}
+
+/// The stages of joint training have one round, called `joint`.
+#[test]
+fn joint_training_depends_on_all_rounds_even_if_one_is_called_joint() {
+    let world = World::new(Kind::Float);
+    std::fs::rename(world.path("data/first"), world.path("data/joint")).unwrap();
+    let mut config = own(&world, "compare = ['joint']");
+    config.tasks[0] = "joint".to_owned();
+    let out = world.path("study");
+    started(&config, &out);
+    let rows = world.path("data/mood/train.json");
+    let text = std::fs::read_to_string(&rows).unwrap();
+    std::fs::write(&rows, text.replacen("the", "a", 1)).unwrap();
+    let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
+    assert!(plan.stages.iter().all(|stage| stage.done == (stage.name == "base")), "{plan:?}");
 }
 
 /// A hand-written study of custom tasks.

@@ -13,4 +13,6 @@ mod vocabulary;
 pub(crate) mod work;
 
 pub use plan::Plan;
-pub(crate) use plan::{notes_without_models, problems_without_stages};
+#[cfg(feature = "cli")]
+pub(crate) use plan::notes_without_models;
+pub(crate) use plan::problems_without_stages;

@@ -301,6 +301,7 @@ pub(crate) fn problems_without_stages(config: &MergeConfig, methods: &MethodRegi
 ///
 /// # Errors
 /// Returns an error if its method does not exist.
+#[cfg(feature = "cli")]
 pub(crate) fn notes_without_models(config: &MergeConfig, methods: &MethodRegistry) -> Result<Vec<String>, Error> {
     Ok(resolved(config, known_method(config, methods)?).0.notes)
 }
