@@ -4,11 +4,10 @@ use cl_eval::{Column, TaskSpec};
 use cl_report::{ResultRow, RowKind, StudyResults};
 use serde_json::{Map, Value, json};
 
-use crate::RoundConfig;
-
 use super::config::StudyConfig;
 use super::graph::Stage;
 use super::work::Record;
+use crate::RoundConfig;
 
 /// Collects the results, and the duration of each stage. Durations are stored separately, so that an interrupted study
 /// produces identical bytes.
@@ -57,11 +56,7 @@ pub(super) fn results(
         model: config.base_name(),
         seeds: config.seeds.clone(),
         rounds: config.all_rounds().into_iter().map(|round| round.name).collect(),
-        columns: columns
-            .iter()
-            .zip(metrics)
-            .map(|(column, metric)| reported(config, column, metric, of_paper))
-            .collect(),
+        columns,
         rows,
         notes: Vec::new(),
     };
