@@ -279,6 +279,6 @@ mod tests {
         let (model, tokenizer) = (model(), tokenizer());
         let request = LoglikelihoodRequest { context: "a".to_owned(), continuation: "b".repeat(7) };
         let error = Scorer::new(&model, &tokenizer).loglikelihood(&[request], &mut |_, _| Ok(())).unwrap_err();
-        assert!(error.to_string().contains("has 7 tokens, more than the 6"), "{error}");
+        assert!(error.to_string().contains("has 7 tokens, more than the maximum length of 6"), "{error}");
     }
 }

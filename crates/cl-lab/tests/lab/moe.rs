@@ -662,7 +662,7 @@ fn modules_that_cannot_be_mixed_are_named() {
         Plan::new(&toml::from_str::<MixConfig>(&text).unwrap()).err().map(|e| e.to_string()).unwrap_or_default()
     };
     assert!(refused("modules = []").contains("modules: expected one or more of"));
-    assert!(refused("modules = ['q_proj', 'q_proj']").contains("each once"));
+    assert!(refused("modules = ['q_proj', 'q_proj']").contains("at most once"));
     assert!(refused("modules = ['mlp', 'mlp_fg']").contains("keep one"));
     let shared = |scale: &str| {
         refused(&format!("shared_expert = {{ model = {:?}, residual_scale = {scale} }}", models.path("base")))

@@ -88,7 +88,7 @@ fn sequences_in_different_orders_are_not_mixed() {
     sequence(&one, 1, 0.9, [1, 2]);
     sequence(&two, 1, 0.9, [2, 1]);
     let error = StudyResults::read(&runs(&[("a", &one), ("b", &two)]), &[]).unwrap_err();
-    assert!(error.to_string().contains("trains on `a` in round 2, the first sequence in round 1"), "{error}");
+    assert!(error.to_string().contains("trains on `a` in round 2, but the first sequence in round 1"), "{error}");
 }
 
 #[test]
