@@ -83,6 +83,15 @@ struct Keys<'a> {
     keys: Map<String, Value>,
 }
 
+/// The metric of a task file.
+struct MetricEntry {
+    metric: Metric,
+    /// Its entry in `metric_list`.
+    keys: Map<String, Value>,
+    /// Names of the file's other metrics.
+    left_out: Vec<String>,
+}
+
 /// The splits of the documents and of the few-shot examples.
 struct Splits {
     eval: String,
@@ -101,8 +110,8 @@ impl Keys<'_> {
             _ => return Err(self.wrong("task", HarnessProblem::Group)),
         };
         let output_type = self.text("output_type")?.unwrap_or_else(|| "generate_until".to_owned());
-        let (metric, options, left_out) = self.metric(&output_type)?;
-        let exact_match = self.exact_match(&output_type, options)?;
+        let MetricEntry { metric, keys, left_out } = self.metric(&output_type)?;
+        let exact_match = self.exact_match(&output_type, keys)?;
         let num_fewshot = self.number("num_fewshot")?;
         let config = match self.keys.remove("fewshot_config") {
             None | Some(Value::Null) => Map::new(),
@@ -161,8 +170,7 @@ impl Keys<'_> {
         })
     }
 
-    /// Returns the metric, its entry in `metric_list`, and the names of the file's other metrics.
-    fn metric(&mut self, output_type: &str) -> Result<(Metric, Map<String, Value>, Vec<String>), Error> {
+    fn metric(&mut self, output_type: &str) -> Result<MetricEntry, Error> {
         let own: &[(&str, Metric)] = match output_type {
             "multiple_choice" => &[("acc_norm", Metric::AccNorm), ("acc", Metric::Acc)],
             "loglikelihood" => &[("acc", Metric::GreedyMatch), ("perplexity", Metric::GreedyMatch)],
@@ -173,7 +181,9 @@ impl Keys<'_> {
             }
         };
         let listed = match self.keys.remove("metric_list") {
-            None | Some(Value::Null) => return Ok((own[0].1, Map::new(), Vec::new())),
+            None | Some(Value::Null) => {
+                return Ok(MetricEntry { metric: own[0].1, keys: Map::new(), left_out: Vec::new() });
+            }
             Some(Value::Array(listed)) => listed,
             Some(_) => return Err(self.expected("metric_list", "a list")),
         };
@@ -189,15 +199,15 @@ impl Keys<'_> {
         };
         // As in lm-eval, the last entry of a metric applies.
         let entry = listed.iter().rfind(|entry| name(entry).is_some_and(|name| name == *known));
-        let entry = entry.and_then(Value::as_object).cloned().unwrap_or_default();
+        let keys = entry.and_then(Value::as_object).cloned().unwrap_or_default();
         let aggregations: &[&str] = if *known == "perplexity" { &["perplexity"] } else { &["mean", "nanmean"] };
-        let aggregation = entry.get("aggregation").filter(|aggregation| !aggregation.is_null());
+        let aggregation = keys.get("aggregation").filter(|aggregation| !aggregation.is_null());
         if aggregation.is_some_and(|given| given.as_str().is_none_or(|given| !aggregations.contains(&given))) {
             let expected = if *known == "perplexity" { "the aggregation perplexity" } else { "the aggregation mean" };
             return Err(self.expected("metric_list", expected));
         }
         let left_out = names.into_iter().filter(|name| own.iter().all(|(known, _)| known != name)).collect();
-        Ok((*metric, entry, left_out))
+        Ok(MetricEntry { metric: *metric, keys, left_out })
     }
 
     /// Returns the options of `exact_match`, an entry of `metric_list`, and the filters; none for tasks of another kind.
