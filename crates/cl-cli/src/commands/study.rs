@@ -40,14 +40,14 @@ pub fn run_stages(
     let mut progress = StudyProgress::new(log);
     let outcome = run_study(config, dir, &options, interrupt, &mut |event| progress.observe(event));
     drop(progress);
-    let results = match &outcome {
-        Ok(results) => results.clone(),
+    let (results, failed) = match outcome {
+        Ok(results) => (results, None),
         // The report covers the stages that succeeded.
-        Err(LabError::Stages(_)) => StudyResults::read_file(&dir.join("results.json"))?,
-        Err(_) => return Err(outcome.unwrap_err().into()),
+        Err(error @ LabError::Stages(_)) => (StudyResults::read_file(&dir.join("results.json"))?, Some(error)),
+        Err(error) => return Err(error.into()),
     };
     report::print(&write_report(&results, &dir.join("report"))?, out)?;
-    outcome.map(|_| ()).map_err(Into::into)
+    failed.map_or(Ok(()), |error| Err(error.into()))
 }
 
 /// Converts the arguments to the options of a study.

@@ -131,6 +131,17 @@ fn signal(process: &Child, name: &str) {
     assert!(Command::new("kill").args([name, &process.id().to_string()]).status().unwrap().success());
 }
 
+/// Sends a message, interrupts the reply, and waits for the line break with which it ends.
+fn interrupt_a_reply(process: &Child, input: &mut impl Write, output: &mut impl Read) {
+    input.write_all(b"a\n").unwrap();
+    output.read_exact(&mut [0; 8]).unwrap();
+    signal(process, "-INT");
+    let mut byte = [0];
+    while byte != [b'\n'] {
+        output.read_exact(&mut byte).unwrap();
+    }
+}
+
 #[test]
 fn an_interrupt_ends_a_reply_and_without_one_the_program() {
     let world = world();
@@ -145,14 +156,7 @@ fn an_interrupt_ends_a_reply_and_without_one_the_program() {
     for (more, code) in [(&["/exit\n"][..], 0), (&[], 130)] {
         let mut process = start(&world, "900000", &["--temperature", "1"]);
         let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
-        input.write_all(b"a\n").unwrap();
-        output.read_exact(&mut [0; 8]).unwrap();
-        signal(&process, "-INT");
-        // An interrupted reply ends with a line break.
-        let mut byte = [0];
-        while byte != [b'\n'] {
-            output.read_exact(&mut byte).unwrap();
-        }
+        interrupt_a_reply(&process, &mut input, &mut output);
         match more {
             [] => signal(&process, "-INT"),
             lines => input.write_all(lines.concat().as_bytes()).unwrap(),
@@ -166,13 +170,7 @@ fn an_interrupt_ends_a_reply_and_without_one_the_program() {
     let mut process = start(&world, "900000", &["--temperature", "1"]);
     let (mut input, mut output) = (process.stdin.take().unwrap(), process.stdout.take().unwrap());
     for _ in 0..3 {
-        input.write_all(b"a\n").unwrap();
-        output.read_exact(&mut [0; 8]).unwrap();
-        signal(&process, "-INT");
-        let mut byte = [0];
-        while byte != [b'\n'] {
-            output.read_exact(&mut byte).unwrap();
-        }
+        interrupt_a_reply(&process, &mut input, &mut output);
         std::thread::sleep(std::time::Duration::from_millis(100));
     }
     input.write_all(b"/exit\n").unwrap();

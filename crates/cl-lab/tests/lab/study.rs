@@ -196,10 +196,15 @@ fn a_change_makes_only_what_it_concerns_again() {
     config.eval.add_bos_token = None;
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| stage.done));
     // Editing a test row affects all stages.
-    let rows = out.join("data/tone/test.json");
-    let text = std::fs::read_to_string(&rows).unwrap();
-    std::fs::write(&rows, text.replacen(" is ", " was ", 1)).unwrap();
+    edit(&out.join("data/tone/test.json"), " is ", " was ");
     assert!(plan_study(&config, out, &some()).unwrap().stages.iter().all(|stage| !stage.done));
+}
+
+/// Replaces the first occurrence of a text in a file.
+fn edit(path: &Path, from: &str, to: &str) {
+    let text = std::fs::read_to_string(path).unwrap();
+    assert!(text.contains(from), "{}", path.display());
+    std::fs::write(path, text.replacen(from, to, 1)).unwrap();
 }
 
 /// What a study starts, and its results.
@@ -253,9 +258,7 @@ fn other_data_of_one_round_concerns_the_stages_that_train_on_it() {
     let config = StudyConfig { seeds: vec![3], ..own(&world, "compare = ['sequence', 'merge']\nmembers = [2]") };
     let out = world.path("study");
     started(&config, &out);
-    let rows = world.path("data/mood/train.json");
-    let text = std::fs::read_to_string(&rows).unwrap();
-    std::fs::write(&rows, text.replacen("the", "a", 1)).unwrap();
+    edit(&world.path("data/mood/train.json"), "the", "a");
     let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
     let left: Vec<&str> = plan.stages.iter().filter(|stage| !stage.done).map(|stage| stage.name.as_str()).collect();
     let done = ["base", "one-lora-1-first.seed3", "one-lora-3-largest.seed3", "one-fft-1-first.seed3"];
@@ -272,9 +275,7 @@ fn joint_training_depends_on_all_rounds_even_if_one_is_called_joint() {
     config.tasks[0] = "joint".to_owned();
     let out = world.path("study");
     started(&config, &out);
-    let rows = world.path("data/mood/train.json");
-    let text = std::fs::read_to_string(&rows).unwrap();
-    std::fs::write(&rows, text.replacen("the", "a", 1)).unwrap();
+    edit(&world.path("data/mood/train.json"), "the", "a");
     let plan = plan_study(&config, &out, &StudyOptions::default()).unwrap();
     assert!(plan.stages.iter().all(|stage| stage.done == (stage.name == "base")), "{plan:?}");
 }
